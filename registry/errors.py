@@ -1,0 +1,299 @@
+"""Everything that can go wrong, as types that carry the evidence.
+
+RegistryError
+ ├── SettingsError               the configuration is wrong: the service does not start
+ ├── InvalidRequest              the question itself is malformed
+ ├── Unauthenticated             no token, or one that does not hold
+ ├── Forbidden                   a token that holds, without the scope that is needed
+ ├── NotFound
+ │    ├── RepositoryNotFound     not configured, or not for this principal: the two look alike
+ │    ├── ArtifactNotFound       no such artifact, or not declared at the revision
+ │    ├── VersionNotFound        never registered, or deregistered
+ │    ├── StageNotFound          nothing is assigned to it
+ │    └── PathNotFound           neither DVC nor Git tracks it at the revision
+ ├── Unsignable                  found, but no link can be given for it
+ │    ├── InvalidMetadata        a file of the repository is broken or hostile
+ │    ├── UnsafePath             a path that a client must not write to
+ │    ├── RemoteUnusable         the DVC remote is missing or of a kind nothing can sign
+ │    ├── LocationNotGranted     the operator did not grant this storage location
+ │    └── NotInStorage           the object was never pushed, or never is
+ └── Unavailable                 try again later
+      ├── MirrorNotReady         the first clone is still under way
+      ├── OriginUnavailable      the Git origin does not answer, and there is nothing to serve
+      ├── CredentialsUnavailable the credentials for signing are gone or about to expire
+      └── StorageUnavailable     the object store does not answer, or answers nonsense
+
+No class knows an HTTP status: `registry.web.errors` maps kinds to statuses, once.
+`detail` is one line for people. It never holds a secret, a signed link or a traceback.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class RegistryError(Exception):
+    """The root. `detail` says what is wrong and, where it can, what to do about it."""
+
+    @property
+    def detail(self) -> str:
+        """One line for the person who asked."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+@dataclass(eq=False)
+class SettingsError(RegistryError):
+    """A key of the configuration is unknown, missing or has a value that is not allowed."""
+
+    key: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the key and what is allowed."""
+        return f"{self.key}: {self.problem}"
+
+
+@dataclass(eq=False)
+class InvalidRequest(RegistryError):
+    """A parameter of the request is missing or malformed."""
+
+    parameter: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the parameter."""
+        return f"{self.parameter}: {self.problem}"
+
+
+@dataclass(eq=False)
+class Unauthenticated(RegistryError):
+    """The caller did not prove who they are. The reason is for the log, not for the caller."""
+
+    reason: str
+
+    @property
+    def detail(self) -> str:
+        """What DVC Studio answered: the same for every reason, so that nothing can be learnt."""
+        return "Invalid token."
+
+
+@dataclass(eq=False)
+class Forbidden(RegistryError):
+    """The principal lacks a scope."""
+
+    scope: str
+
+    @property
+    def detail(self) -> str:
+        """Names the scope to ask for."""
+        return f"This token lacks the scope {self.scope}."
+
+
+class NotFound(RegistryError):
+    """What was asked for is not there."""
+
+
+@dataclass(eq=False)
+class RepositoryNotFound(NotFound):
+    """No such repository for this principal."""
+
+    repository: str
+
+    @property
+    def detail(self) -> str:
+        """The same for one that does not exist and one that may not be seen."""
+        return f"Repository {self.repository!r} not found or you don't have access to it."
+
+
+@dataclass(eq=False)
+class ArtifactNotFound(NotFound):
+    """No such artifact: no tag names it, or dvc.yaml does not declare it at the revision."""
+
+    artifact: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the artifact and where it was looked for."""
+        return f"Artifact {self.artifact!r} not found: {self.problem}."
+
+
+@dataclass(eq=False)
+class VersionNotFound(NotFound):
+    """The version was never registered, or is not any more. `version` None means the latest."""
+
+    artifact: str
+    version: str | None
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the version, and says why a tag that looks right does not count."""
+        wanted = f"Version {self.version!r}" if self.version else "The latest version"
+        return f"{wanted} of artifact {self.artifact!r} not found: {self.problem}."
+
+
+@dataclass(eq=False)
+class StageNotFound(NotFound):
+    """No version is assigned to the stage."""
+
+    artifact: str
+    stage: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the stage."""
+        return f"No version of artifact {self.artifact!r} in stage {self.stage!r}: {self.problem}."
+
+
+@dataclass(eq=False)
+class PathNotFound(NotFound):
+    """Nothing tracks the path at the revision."""
+
+    path: str
+    revision: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the path and the revision."""
+        return f"{self.path!r} not found at revision {self.revision[:7]}: {self.problem}."
+
+
+class Unsignable(RegistryError):
+    """The artifact was found, but no link can be given for it."""
+
+
+@dataclass(eq=False)
+class InvalidMetadata(Unsignable):
+    """A file that the answer depends on cannot be read: broken, too large, or hostile."""
+
+    file: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the file."""
+        return f"{self.file}: {self.problem}."
+
+
+@dataclass(eq=False)
+class UnsafePath(Unsignable):
+    """A path that would leave the directory a client downloads to, or cannot be told apart."""
+
+    path: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the path, shortened and with control characters escaped."""
+        shown = self.path if len(self.path) <= 100 else self.path[:97] + "..."
+        return f"Unsafe path {shown!r}: {self.problem}."
+
+
+@dataclass(eq=False)
+class RemoteUnusable(Unsignable):
+    """The output has no DVC remote, an undefined one, or one that nothing can sign links for."""
+
+    remote: str | None
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the remote."""
+        return f"DVC remote {self.remote!r}: {self.problem}." if self.remote else f"{self.problem}."
+
+
+@dataclass(eq=False)
+class LocationNotGranted(Unsignable):
+    """The operator did not grant this storage location to this repository."""
+
+    location: str
+    repository: str
+
+    @property
+    def detail(self) -> str:
+        """Names the location, and the key of the configuration that would grant it."""
+        return (
+            f"Storage location {self.location} is not granted to repository {self.repository!r}: "
+            "ask the operator to list it under `storage` in the registry's configuration."
+        )
+
+
+@dataclass(eq=False)
+class NotInStorage(Unsignable):
+    """Remote storage does not hold the output: not cached, not pushed, or tracked by Git."""
+
+    path: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the path and the usual way out."""
+        return f"{self.path!r} is not in remote storage: {self.problem}."
+
+
+class Unavailable(RegistryError):
+    """A fault that passes. `retry_after` is in seconds."""
+
+    retry_after: int = 5
+
+
+@dataclass(eq=False)
+class MirrorNotReady(Unavailable):
+    """The repository is being cloned for the first time."""
+
+    repository: str
+    retry_after: int = 2
+
+    @property
+    def detail(self) -> str:
+        """Says to come back."""
+        return f"Repository {self.repository!r} is being cloned, try again in {self.retry_after} s."
+
+
+@dataclass(eq=False)
+class OriginUnavailable(Unavailable):
+    """The Git origin cannot be reached, and no earlier state of it is there to serve."""
+
+    repository: str
+    problem: str
+    retry_after: int = 10
+
+    @property
+    def detail(self) -> str:
+        """Names the repository, never the credentials."""
+        return f"Repository {self.repository!r} cannot be fetched: {self.problem}."
+
+
+@dataclass(eq=False)
+class CredentialsUnavailable(Unavailable):
+    """No credentials that live long enough to sign a link with."""
+
+    location: str
+    problem: str
+    retry_after: int = 30
+
+    @property
+    def detail(self) -> str:
+        """Names the location."""
+        return f"No usable credentials for {self.location}: {self.problem}."
+
+
+@dataclass(eq=False)
+class StorageUnavailable(Unavailable):
+    """The object store refuses, does not answer in time, or sends bytes of another digest."""
+
+    location: str
+    problem: str
+    retry_after: int = 5
+
+    @property
+    def detail(self) -> str:
+        """Names the object by its location, without the query that signs it."""
+        return f"Storage {self.location}: {self.problem}."
