@@ -110,23 +110,21 @@ RelPath.ROOT = RelPath("")
 
 
 def _path_problem(text: str) -> str | None:
-    if not text:
-        return "it is empty"
-    if _CONTROL.search(text) or "\\" in text:
-        return "it holds a backslash or a control character"
-    if text.startswith("/") or _DRIVE.match(text):
-        return "it is absolute"
+    problem = None
     try:
-        if len(text.encode()) > 4096:
-            return "it is longer than 4096 bytes"
-        parts = text.split("/")
-        if max(len(part.encode()) for part in parts) > 255:
-            return "one of its parts is longer than 255 bytes"
+        size = len(text.encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode"
-    if ".." in parts or "." in parts or "" in parts:
-        return "it has an empty part, '.' or '..'"
-    return None
+    parts = text.split("/")
+    if _CONTROL.search(text) or "\\" in text:
+        problem = "it holds a backslash or a control character"
+    elif text.startswith("/") or _DRIVE.match(text):
+        problem = "it is absolute"
+    elif ".." in parts or "." in parts or "" in parts:
+        problem = "it has an empty part, '.' or '..'"
+    elif size > 4096 or (size > 255 and max(len(part.encode()) for part in parts) > 255):
+        problem = "it is longer than 4096 bytes, or one of its parts than 255"
+    return problem
 
 
 def reject_conflicts(paths: Iterable[RelPath]) -> None:
@@ -141,8 +139,8 @@ def reject_conflicts(paths: Iterable[RelPath]) -> None:
             if parent in directories:
                 break
             directories.add(parent)
-    for path in seen & directories:
-        raise UnsafePath(path, "it is both a file and a directory")
+    for both in sorted(seen & directories):
+        raise UnsafePath(both, "it is both a file and a directory")
 
 
 @dataclass(frozen=True, order=True)
