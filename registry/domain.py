@@ -6,11 +6,21 @@ Read this file first: whoever knows these words knows what the product is.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from posixpath import basename, normpath
 from typing import NewType
 from urllib.parse import unquote, urlsplit
 
 from registry.errors import InvalidRequest, UnsafePath
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether a repository's name matches one of the patterns; `*` stands for any characters.
+
+    The one rule for what a token may see and what a storage location is granted to.
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
 
 Revision = NewType("Revision", str)
 """A full commit id: 40 (SHA-1) or 64 (SHA-256) lower-case hexadecimal digits."""

@@ -5,6 +5,7 @@ RegistryError
  ├── InvalidRequest              the question itself is malformed
  ├── Unauthenticated             no token, or one that does not hold
  ├── Forbidden                   a token that holds, without the scope that is needed
+ ├── InvalidLink                 a gateway link that was changed, or whose hour is over
  ├── NotFound
  │    ├── RepositoryNotFound     not configured, or not for this principal: the two look alike
  │    ├── ArtifactNotFound       no such artifact, or not declared at the revision
@@ -91,6 +92,18 @@ class Forbidden(RegistryError):
     def detail(self) -> str:
         """Names the scope to ask for."""
         return f"This token lacks the scope {self.scope}."
+
+
+@dataclass(eq=False)
+class InvalidLink(RegistryError):
+    """A link of our own that does not hold. The reason is for the log."""
+
+    reason: str
+
+    @property
+    def detail(self) -> str:
+        """Says what to do, and not what was wrong."""
+        return "This link is not valid or has expired: ask for a new one."
 
 
 class NotFound(RegistryError):
