@@ -1,0 +1,442 @@
+"""Where objects lie, who may read them there, and how: the one interface over every kind of store.
+
+    Grants      which repository may use which location, with which signer
+      Signer    s3 · azure · http · local: makes links for clients, and origins for the service
+        Links   one snapshot of credentials; signs every link of one answer
+        Origin  how the service itself reads one object
+    Reader      reads an origin: a manifest whole, or any object as a stream
+
+Nothing in a repository decides where a signature points: a DVC remote is only looked up in Grants,
+and what the operator did not grant is refused before a single byte leaves the machine.
+"""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from email.utils import formatdate
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO, Generic, Protocol, TypeVar
+from urllib.parse import unquote
+
+import urllib3
+
+from registry.domain import Entry, StorageUrl, matches
+from registry.errors import CredentialsUnavailable, LocationNotGranted, StorageUnavailable
+
+LEAST_LIFE = timedelta(minutes=5)
+"""Credentials with less life than this sign nothing: the link would die during the download."""
+
+_CHUNK = 1 << 18
+_FORWARDED = ("Content-Length", "Content-Range", "Content-Type", "ETag", "Last-Modified")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+_PASSED_ON = (200, 206, 416)
+
+
+@dataclass(frozen=True)
+class Links:
+    """Signs links with one snapshot of credentials, for a whole answer.
+
+    `sign(path, entry)` takes the full path in the location's authority, which ends with
+    `entry.key`. `expires` (aware, UTC) is the true end of life of every link it returns; a link
+    that is not signed at all holds at least until then.
+    """
+
+    expires: datetime
+    sign: Callable[[str, Entry], str] = field(repr=False)
+
+
+@dataclass(frozen=True, repr=False)
+class Origin:
+    """How the service itself reads an object: an http(s) URL, or `file:///path` below `root`.
+
+    The path of a file is literal, not percent-encoded. Headers and the query of the URL may hold
+    credentials, so that neither shows in `repr`.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """The URL without the query that signs it: fit for a log, or for people."""
+        return self.url if self.root else self.url.partition("?")[0]
+
+    def __repr__(self) -> str:
+        return f"Origin({self.place!r})"
+
+
+class Signer(Protocol):
+    """One store and the credentials for it. Works offline, unless credentials need renewing."""
+
+    def links(self, now: datetime, lifetime: int) -> Links:
+        """Links that live `lifetime` seconds from `now`, or as long as the credentials.
+
+        Raises CredentialsUnavailable.
+        """
+        ...
+
+    def origin(self, path: str, entry: Entry, now: datetime) -> Origin:
+        """How to read the object at `path`, which ends with `entry.key`, within the next minutes.
+
+        Raises CredentialsUnavailable.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Location:
+    """A configured place, and the patterns of the names of repositories that may use it."""
+
+    url: StorageUrl
+    repositories: tuple[str, ...]
+    signer: Signer = field(repr=False)
+
+
+class Grants:
+    """Every location of the configuration, and the rule who may use which.
+
+    The longest prefix that holds a URL decides alone. A repository to which it is not granted is
+    refused even where a shorter prefix is: to carve a private corner out of a shared bucket, the
+    operator lists the corner.
+    """
+
+    def __init__(self, locations: tuple[Location, ...]) -> None:
+        """Among locations of one URL the first that is granted counts."""
+        self._locations = tuple((_comparable(location.url), location) for location in locations)
+
+    def locate(self, repository: str, url: StorageUrl) -> Location:
+        """The location that holds `url`. Raises LocationNotGranted."""
+        for location in self._closest(url):
+            if matches(location.repositories, repository):
+                return location
+        raise LocationNotGranted(str(url), repository)
+
+    def holding(self, url: StorageUrl) -> Location | None:
+        """The location that holds `url`, for whoever it was granted to when a link was signed."""
+        return next(iter(self._closest(url)), None)
+
+    def divides(self, url: StorageUrl) -> bool:
+        """Whether a location lies strictly below `url`: then its entries are located one by one."""
+        wanted = _comparable(url)
+        return any(place != wanted and wanted.contains(place) for place, _ in self._locations)
+
+    def _closest(self, url: StorageUrl) -> list[Location]:
+        wanted = _comparable(url)
+        holding = [pair for pair in self._locations if pair[0].contains(wanted)]
+        longest = max((len(place.path) for place, _ in holding), default=0)
+        return [location for place, location in holding if len(place.path) == longest]
+
+
+def _comparable(url: StorageUrl) -> StorageUrl:
+    """One spelling for what a web server or a file system takes for one place.
+
+    `https://host/%70rivate` and `file:///srv//private` would else slip past a longer location.
+    """
+    path = url.path
+    if url.scheme in ("http", "https"):
+        path = unquote(path)
+    if url.scheme in ("http", "https", "file"):
+        path = "/".join(part for part in path.split("/") if part)
+    return StorageUrl(url.scheme, url.authority, path)
+
+
+Credential = TypeVar("Credential")
+
+
+class Renewed(Generic[Credential]):
+    """Credentials that are renewed at half of their life, once for all threads.
+
+    While a renewal fails the old ones serve, as long as they live LEAST_LIFE more. Nobody waits
+    for a renewal that is not yet needed: one thread renews, the others sign with what is there.
+    """
+
+    def __init__(
+        self,
+        obtain: Callable[[datetime], Credential],
+        expires: Callable[[Credential], datetime | None],
+    ) -> None:
+        """`obtain(now)` may take seconds, and raises CredentialsUnavailable."""
+        self._obtain = obtain
+        self._expires = expires
+        self._lock = Lock()
+        self._current: tuple[Credential, datetime] | None = None
+        self._attempted: datetime | None = None
+        self._failure: CredentialsUnavailable | None = None
+
+    def __call__(self, now: datetime) -> Credential:
+        """Credentials that live at least LEAST_LIFE from `now`. Raises CredentialsUnavailable."""
+        if self._due(now) and self._lock.acquire(blocking=self._usable(now) is None):
+            try:
+                if self._due(now):
+                    self._renew(now)
+            finally:
+                self._lock.release()
+        usable = self._usable(now)
+        if usable is not None:
+            return usable[0]
+        if self._failure:
+            raise CredentialsUnavailable(self._failure.location, self._failure.problem)
+        raise CredentialsUnavailable("the store", "the new ones expire within five minutes")
+
+    def _renew(self, now: datetime) -> None:
+        self._attempted = now
+        try:
+            self._current = self._obtain(now), now
+            self._failure = None
+        except CredentialsUnavailable as error:
+            self._failure = error
+
+    def _due(self, now: datetime) -> bool:
+        # A source that is down is asked once a minute while the old credentials serve, and every
+        # few seconds when there are none: requests must neither hammer it nor wait for it.
+        usable = self._usable(now)
+        pause = timedelta(seconds=60 if usable else 5)
+        if self._attempted and timedelta() <= now - self._attempted < pause:
+            return False
+        if usable is None:
+            return True
+        credential, obtained = usable
+        expires = self._expires(credential)
+        return expires is not None and now - obtained > (expires - obtained) / 2
+
+    def _usable(self, now: datetime) -> tuple[Credential, datetime] | None:
+        current = self._current
+        expires = self._expires(current[0]) if current else None
+        return current if expires is None or expires - now >= LEAST_LIFE else None
+
+
+def lifespan(
+    now: datetime, lifetime: int, end: datetime | None = None
+) -> tuple[datetime, datetime]:
+    """From when until when a link lives: whole seconds in UTC, never beyond `end`.
+
+    `lifetime` is in seconds. Raises ValueError for a naive `now`, or a lifetime that is not
+    positive.
+    """
+    if now.tzinfo is None or lifetime < 1:
+        raise ValueError("a link needs an aware time and at least one second of life")
+    start = now.astimezone(timezone.utc).replace(microsecond=0)
+    until = start + timedelta(seconds=lifetime)
+    if end is not None and end < until:
+        until = end.astimezone(timezone.utc).replace(microsecond=0)
+    return start, until
+
+
+class Stream:
+    """An object on its way to a client: iterate once for its bytes, and close in any case.
+
+    `status` is 200, 206 or 416; `headers` hold Content-Length, Content-Range, Content-Type, ETag
+    and Last-Modified as far as the store gives them. Iteration raises StorageUnavailable when
+    the store breaks off, so that a short object can never look complete.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        chunks: Iterator[bytes],
+        close: Callable[[], None],
+    ) -> None:
+        self.status = status
+        self.headers = dict(headers)
+        self.close = close
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+
+class Reader:
+    """Reads origins, and keeps connections to their stores open. One for the whole process.
+
+    It follows no redirects: a store that points elsewhere could point at an internal service.
+    """
+
+    def __init__(
+        self,
+        connect: float = 2.0,
+        total: float = 4.0,
+        silence: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """In seconds: to connect, to `read` an object, and between two chunks of a stream."""
+        self._clock = clock
+        self._total = total
+        self._hasty = urllib3.Timeout(connect=connect, total=total)
+        self._patient = urllib3.Timeout(connect=connect, read=silence)
+        self._pool = urllib3.PoolManager(retries=False, maxsize=8)
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.clear()
+
+    def read(self, origin: Origin, limit: int) -> bytes | None:
+        """The whole object, or None if the store does not have it.
+
+        Raises StorageUnavailable: no answer in time, a refusal, or more than `limit` bytes.
+        """
+        deadline = self._clock() + self._total
+        stream = self._open(origin, None, "GET", self._hasty)
+        if stream is None:
+            return None
+        try:
+            found = bytearray()
+            for chunk in stream:
+                found += chunk
+                if len(found) > limit:
+                    raise StorageUnavailable(origin.place, f"it is larger than {limit} bytes")
+                if self._clock() > deadline:
+                    raise StorageUnavailable(origin.place, "it does not answer in time")
+            return bytes(found)
+        finally:
+            stream.close()
+
+    def stream(
+        self, origin: Origin, byte_range: str | None = None, method: str = "GET"
+    ) -> Stream | None:
+        """The object as a stream, or None if the store does not have it.
+
+        `byte_range` is the value of a Range header, where only a single range counts; `method` is
+        GET, or HEAD for no bytes at all.
+        An S3 or Azure origin is signed for GET alone. Raises StorageUnavailable.
+        """
+        return self._open(origin, byte_range, method, self._patient)
+
+    def _open(
+        self, origin: Origin, byte_range: str | None, method: str, timeout: urllib3.Timeout
+    ) -> Stream | None:
+        if origin.root is not None:
+            return _stream_file(origin, origin.root, byte_range, method)
+        # Compressed on the way, the bytes would no longer be those that the digest was made of.
+        headers = {**origin.headers, "Accept-Encoding": "identity"}
+        if byte_range and _RANGE.fullmatch(byte_range):
+            headers["Range"] = byte_range
+        try:
+            response = self._pool.request(
+                method,
+                origin.url,
+                headers=headers,
+                timeout=timeout,
+                redirect=False,
+                preload_content=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise StorageUnavailable(origin.place, _problem(error)) from None
+        if response.status not in _PASSED_ON:
+            _hang_up(response)
+            if response.status == 404:
+                return None
+            raise StorageUnavailable(origin.place, f"it answers {response.status}")
+        return Stream(
+            response.status,
+            {name: response.headers[name] for name in _FORWARDED if name in response.headers},
+            _http_chunks(response, origin.place),
+            lambda: _hang_up(response),
+        )
+
+
+def _http_chunks(response: urllib3.BaseHTTPResponse, place: str) -> Iterator[bytes]:
+    # read1 returns what has arrived; read would wait for a full chunk, however slow the store is.
+    try:
+        while chunk := response.read1(_CHUNK, decode_content=False):
+            yield chunk
+    except urllib3.exceptions.HTTPError as error:
+        raise StorageUnavailable(place, _problem(error)) from None
+
+
+def _hang_up(response: urllib3.BaseHTTPResponse) -> None:
+    """Ends an answer. A connection is kept only if nothing of the object is left on it."""
+    response.close()
+    response.release_conn()
+
+
+def _problem(error: urllib3.exceptions.HTTPError) -> str:
+    # The text of the error quotes the URL, and with it the signature.
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "it does not answer in time"
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return "its certificate does not hold"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "it breaks off the connection"
+    return "it cannot be reached"
+
+
+def _stream_file(origin: Origin, root: Path, byte_range: str | None, method: str) -> Stream | None:
+    file = _open_file(origin, root)
+    if file is None:
+        return None
+    status = os.fstat(file.fileno())
+    first, length = _span(byte_range, status.st_size)
+    headers = {
+        "Content-Length": str(length),
+        "Content-Type": "application/octet-stream",
+        "Last-Modified": formatdate(status.st_mtime, usegmt=True),
+    }
+    code = 200
+    if first is None:
+        code, headers["Content-Range"] = 416, f"bytes */{status.st_size}"
+    elif length < status.st_size:
+        last = first + length - 1
+        code, headers["Content-Range"] = 206, f"bytes {first}-{last}/{status.st_size}"
+    wanted = 0 if method == "HEAD" else length
+    return Stream(code, headers, _file_chunks(file, first or 0, wanted, origin.place), file.close)
+
+
+def _open_file(origin: Origin, root: Path) -> BinaryIO | None:
+    """Opens a regular file that lies below `root`, also after every symbolic link is followed."""
+    path = origin.url.removeprefix("file://")
+    try:
+        real = os.path.realpath(path, strict=True)
+        if os.path.commonpath((real, os.path.realpath(root))) != os.path.realpath(root):
+            raise StorageUnavailable(origin.place, "it lies outside of its location")
+        # Without O_NONBLOCK a named pipe would hold the worker until somebody writes to it.
+        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "its path is not valid"
+        raise StorageUnavailable(origin.place, f"it cannot be read: {problem}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def _span(byte_range: str | None, size: int) -> tuple[int | None, int]:
+    """First byte and length of a single range; None for one that cannot be satisfied.
+
+    What is malformed, or asks for several ranges, counts as no range at all (RFC 9110, 14.2).
+    """
+    match = _RANGE.fullmatch(byte_range or "")
+    first, last = match.groups() if match else ("", "")
+    if not first and not last:
+        return 0, size
+    if not first:
+        length = min(int(last), size)
+        return (size - length, length) if length else (None, 0)
+    if last and int(last) < int(first):
+        return 0, size
+    if int(first) >= size:
+        return None, 0
+    return int(first), min(int(last or size), size - 1) - int(first) + 1
+
+
+def _file_chunks(file: BinaryIO, first: int, length: int, place: str) -> Iterator[bytes]:
+    try:
+        file.seek(first)
+        while length:
+            chunk = file.read(min(length, _CHUNK))
+            if not chunk:
+                raise StorageUnavailable(place, "it became shorter while it was read")
+            length -= len(chunk)
+            yield chunk
+    except OSError as error:
+        raise StorageUnavailable(place, f"it cannot be read: {error.strerror}") from None
