@@ -1,0 +1,211 @@
+"""Tokens: who asks, what they may do and which repositories exist for them.
+
+A token is `reg_<secret>.<signature>`. The signature (itsdangerous, own salt, SHA-256) turns away
+whatever the registry did not issue without touching the database; the database knows a token only
+by the SHA-256 of its secret, so that neither a dump of it nor the signing key alone is of use.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import sqlalchemy as sa
+from itsdangerous import BadSignature, Signer
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from registry.domain import Principal
+from registry.errors import DatabaseUnavailable, Forbidden, TokenNotFound, Unauthenticated
+
+SCOPES = ("models:read",)
+"""What a token can be allowed to do."""
+
+PREFIX = "reg_"
+FRESH = 2.0
+"""Seconds for which a checked token is not looked up again: a revocation holds within them."""
+GRACE = 30.0
+"""Seconds for which a checked token outlives the database."""
+
+_metadata = sa.MetaData()
+_tokens = sa.Table(
+    "tokens",
+    _metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False, unique=True),
+    sa.Column("name", sa.String(255), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("repositories", sa.JSON, nullable=False),
+    sa.Column("created", sa.BigInteger, nullable=False),
+    sa.Column("expires", sa.BigInteger, nullable=False),
+    sa.Column("revoked", sa.BigInteger),
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """What the registry remembers of a token; the token itself it does not. Times are UTC."""
+
+    principal: Principal
+    created: datetime
+    expires: datetime
+    revoked: datetime | None
+
+    @property
+    def id(self) -> str:
+        """The public name of the token, for lists, logs and `revoke`."""
+        return self.principal.id
+
+    def problem(self, now: float) -> str | None:
+        """Why the token does not hold at `now` (Unix seconds), or None when it does."""
+        if self.revoked:
+            return "revoked"
+        return "expired" if self.expires.timestamp() <= now else None
+
+
+def require(principal: Principal, scope: str) -> None:
+    """Raises Forbidden when the principal lacks `scope`."""
+    if scope not in principal.scopes:
+        raise Forbidden(scope)
+
+
+class Access:
+    """Issues, checks and revokes tokens. One per process; safe to share between threads.
+
+    `secret_keys` are oldest first: the last one signs, and all of them are accepted.
+    """
+
+    def __init__(
+        self, database: str, secret_keys: list[str], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._engine = _engine(database)
+        self._signer = Signer(
+            secret_keys, salt="registry.token", key_derivation="hmac", digest_method=hashlib.sha256
+        )
+        self._clock = clock
+        self._checked: dict[str, tuple[Token, float]] = {}
+
+    def create_tables(self) -> None:
+        """Makes the tables that are missing; harmless when all are there."""
+        with _translated():
+            _metadata.create_all(self._engine)
+
+    def create(
+        self, name: str, scopes: list[str], repositories: list[str], expires: datetime
+    ) -> tuple[Token, str]:
+        """A new token, and its text, which is shown this once and kept nowhere."""
+        secret = secrets.token_urlsafe(32)
+        row = {
+            "id": secrets.token_hex(6),
+            "digest": _digest(secret),
+            "name": name,
+            "scopes": sorted(scopes),
+            "repositories": repositories,
+            "created": int(self._clock()),
+            "expires": int(expires.timestamp()),
+            "revoked": None,
+        }
+        with _translated(), self._engine.begin() as connection:
+            connection.execute(sa.insert(_tokens).values(row))
+        return _token(row), PREFIX + self._signer.sign(secret).decode()
+
+    def tokens(self) -> list[Token]:
+        """Every token ever issued, oldest first."""
+        with _translated(), self._engine.connect() as connection:
+            rows = connection.execute(sa.select(_tokens).order_by(_tokens.c.created, _tokens.c.id))
+            return [_token(dict(row._mapping)) for row in rows]
+
+    def revoke(self, token_id: str) -> Token:
+        """Ends a token: no worker accepts it 5 s later. Raises TokenNotFound."""
+        query = (
+            sa.update(_tokens)
+            .where(_tokens.c.id == token_id)
+            .values(revoked=sa.func.coalesce(_tokens.c.revoked, int(self._clock())))
+            .returning(_tokens)
+        )
+        with _translated(), self._engine.begin() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise TokenNotFound(token_id)
+        return _token(dict(row._mapping))
+
+    def principal(self, text: str) -> Principal:
+        """Who presents this token. Raises Unauthenticated, or DatabaseUnavailable."""
+        now = self._clock()
+        token, checked = self._checked.get(text, (None, 0.0))
+        if token is None or not 0 <= now - checked < FRESH:
+            token = self._look_up(text, now, token if now - checked < GRACE else None)
+        problem = token.problem(now)
+        if problem:
+            raise Unauthenticated(f"token {token.id} is {problem}")
+        return token.principal
+
+    def _look_up(self, text: str, now: float, known: Token | None) -> Token:
+        prefix, signed = text[: len(PREFIX)], text[len(PREFIX) :]
+        try:
+            secret = self._signer.unsign(signed).decode()
+        except BadSignature:
+            secret = ""
+        if prefix != PREFIX or not secret:
+            raise Unauthenticated("not a token of this registry")
+        query = sa.select(_tokens).where(_tokens.c.digest == _digest(secret))
+        try:
+            with _translated(), self._engine.connect() as connection:
+                row = connection.execute(query).one_or_none()
+        except DatabaseUnavailable:
+            if known is None:
+                raise
+            return known
+        if row is None:
+            self._checked.pop(text, None)
+            raise Unauthenticated("unknown token")
+        token = _token(dict(row._mapping))
+        self._checked[text] = (token, now)
+        return token
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _token(row: dict[str, object]) -> Token:
+    def moment(seconds: object) -> datetime:
+        assert isinstance(seconds, int)
+        return datetime.fromtimestamp(seconds, timezone.utc)
+
+    scopes, repositories = row["scopes"], row["repositories"]
+    assert isinstance(scopes, list)
+    assert isinstance(repositories, list)
+    return Token(
+        Principal(str(row["id"]), str(row["name"]), frozenset(scopes), tuple(repositories)),
+        created=moment(row["created"]),
+        expires=moment(row["expires"]),
+        revoked=moment(row["revoked"]) if row["revoked"] is not None else None,
+    )
+
+
+def _engine(database: str) -> sa.Engine:
+    engine = sa.create_engine(database, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def _wait_for_writers(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA busy_timeout=2000")
+            cursor.close()
+
+    return engine
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        # The text of a database error can hold the statement's values and the URL: keep the kind.
+        raise DatabaseUnavailable(type(error).__name__) from None

@@ -1,0 +1,327 @@
+"""The configuration file: read once, validated whole, frozen.
+
+The only module that reads the environment. Everything below the edge receives plain values.
+Every key, its default and its meaning are listed in `config/registry.yaml`.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from registry.domain import StorageUrl
+from registry.errors import SettingsError
+
+DEFAULT_FILE = Path("config/registry.yaml")
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_REPOSITORY_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+
+
+def _storage_url(value: object) -> StorageUrl:
+    return StorageUrl.parse(str(value))
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        raise ValueError("must be an http:// or https:// URL without a query")
+    return value.rstrip("/")
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 32:
+        raise ValueError(
+            "must have at least 32 characters; make one with "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+        )
+    return value
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
+Patterns = Annotated[tuple[str, ...], Field(min_length=1)]
+Location = Annotated[StorageUrl, BeforeValidator(_storage_url)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, arbitrary_types_allowed=True
+    )
+
+
+class RepositorySettings(_Section):
+    """One repository that is mirrored. `name` is how requests, tokens and grants speak of it."""
+
+    url: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    refresh: Annotated[int, Field(ge=0)] = 30
+    username: str = "git"
+    password: SecretStr | None = None
+    ssh_key: Path | None = None
+    ssh_known_hosts: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_from_url(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("url"), str):
+            values = {**values, "name": values.get("name") or name_of(values["url"])}
+        return values
+
+    @model_validator(mode="after")
+    def _check_name(self) -> "RepositorySettings":
+        if not _REPOSITORY_NAME.fullmatch(self.name):
+            raise ValueError("name: letters, digits, '.', '_', '-' and '/' only")
+        return self
+
+
+class S3Storage(_Section):
+    """An S3 bucket, or a prefix of one."""
+
+    url: Location
+    repositories: Patterns
+    region: str = "us-east-1"
+    endpoint_url: HttpUrl | None = None
+    public_endpoint_url: HttpUrl | None = None
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    access_key_id: str | None = None
+    secret_access_key: SecretStr | None = None
+    session_token: SecretStr | None = None
+    profile: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_credentials(self) -> "S3Storage":
+        if bool(self.access_key_id) != bool(self.secret_access_key):
+            raise ValueError("access_key_id and secret_access_key go together")
+        if self.profile and self.access_key_id:
+            raise ValueError("give either a profile or access_key_id and secret_access_key")
+        return self
+
+
+class AzureStorage(_Section):
+    """A container of Azure Blob Storage, or a prefix of one."""
+
+    url: Location
+    repositories: Patterns
+    account_name: str | None = None
+    account_key: SecretStr | None = None
+    connection_string: SecretStr | None = None
+    endpoint_url: HttpUrl | None = None
+    public_endpoint_url: HttpUrl | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_credentials(self) -> "AzureStorage":
+        if self.connection_string and (self.account_name or self.account_key):
+            raise ValueError("a connection_string already names the account and its key")
+        if not self.connection_string and not self.account_name:
+            raise ValueError("give a connection_string, or an account_name")
+        return self
+
+
+class HttpStorage(_Section):
+    """A store behind a web server."""
+
+    url: Location
+    repositories: Patterns
+    signing: Literal["direct", "gateway", "secure_link"] = "direct"
+    username: str | None = None
+    password: SecretStr | None = None
+    headers: dict[str, SecretStr] = {}
+    secret: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _keys_fit_signing(self) -> "HttpStorage":
+        if bool(self.secret) != (self.signing == "secure_link"):
+            raise ValueError("secret goes with signing: secure_link")
+        if (self.username or self.headers) and self.signing == "direct":
+            raise ValueError("a plain link carries no credentials: use signing: gateway")
+        if bool(self.username) != bool(self.password):
+            raise ValueError("username and password go together")
+        return self
+
+
+class FileStorage(_Section):
+    """A directory of this machine, handed out through the gateway."""
+
+    url: Location
+    repositories: Patterns
+    x_accel_redirect: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]*/$")] | None = None
+
+
+StorageSettings = S3Storage | AzureStorage | HttpStorage | FileStorage
+
+_STORAGE: Mapping[str, type[StorageSettings]] = {
+    "s3": S3Storage,
+    "azure": AzureStorage,
+    "http": HttpStorage,
+    "https": HttpStorage,
+    "file": FileStorage,
+}
+
+
+class Settings(_Section):
+    """The whole configuration. Build it directly in tests; `load` reads a file."""
+
+    data_dir: Path = Path("var")
+    public_url: HttpUrl = "http://localhost:8080"
+    secret_key: Annotated[tuple[SecretKey, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    link_lifetime: Annotated[int, Field(ge=1, le=604_800)] = 3600
+    database_url: SecretStr | None = None
+    repositories: tuple[RepositorySettings, ...] = ()
+    storage: tuple[StorageSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Settings":
+        names = [repository.name for repository in self.repositories]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"repositories: two have the name {name!r}")
+        return self
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL of the database; SQLite below `data_dir` unless one is given."""
+        if self.database_url:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir.absolute() / 'registry.db'}"
+
+    @property
+    def secret_keys(self) -> list[str]:
+        """The keys that signatures are checked with, oldest first; the last one signs."""
+        return [key.get_secret_value() for key in self.secret_key]
+
+    @classmethod
+    def load(cls, path: Path | None = None, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Reads `path`, or the file that REGISTRY_CONFIG names, or config/registry.yaml.
+
+        Raises SettingsError, which names the key and what is allowed there.
+        """
+        path = path or Path(environ.get("REGISTRY_CONFIG") or DEFAULT_FILE)
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(str(path), f"cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            where = getattr(error, "problem_mark", None)
+            line = f" in line {where.line + 1}" if where else ""
+            raise SettingsError(str(path), f"is not valid YAML{line}") from None
+        return cls.parse(document, environ)
+
+    @classmethod
+    def parse(cls, document: object, environ: Mapping[str, str]) -> "Settings":
+        """The configuration that a parsed YAML document spells. Raises SettingsError."""
+        values = _expand(document if document is not None else {}, environ, "")
+        if not isinstance(values, dict):
+            raise SettingsError("registry.yaml", "must be a mapping of keys to values")
+        if "secret_key" not in values:
+            raise SettingsError("secret_key", "is missing: set it to ${REGISTRY_SECRET_KEY}")
+        values["repositories"] = _items(
+            values.get("repositories"), "repositories", lambda _, __: RepositorySettings
+        )
+        values["storage"] = _items(values.get("storage"), "storage", _storage_model)
+        return _validated(cls, values, "")
+
+
+def name_of(url: str) -> str:
+    """The default name of a repository: the path of its URL, without `.git`.
+
+    >>> name_of("git@github.com:iterative/example-get-started.git")
+    'iterative/example-get-started'
+    """
+    if "://" in url:
+        path = urlsplit(url).path
+    elif ":" in url and not url.startswith("/"):
+        path = url.partition(":")[2]
+    else:
+        path = url
+    return path.strip("/").removesuffix(".git").rstrip("/")
+
+
+def _expand(value: object, environ: Mapping[str, str], key: str) -> object:
+    """Replaces `${VAR}` everywhere, and drops keys without a value: they mean the default."""
+    if isinstance(value, dict):
+        return {
+            str(name): _expand(item, environ, f"{key}.{name}" if key else str(name))
+            for name, item in value.items()
+            if item is not None
+        }
+    if isinstance(value, list):
+        return [_expand(item, environ, f"{key}[{index}]") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise SettingsError(key, f"the environment variable {match[1]} is not set")
+        return environ[match[1]]
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _storage_model(values: dict[str, object], key: str) -> type[StorageSettings]:
+    scheme = str(values.get("url", "")).partition("://")[0].lower()
+    if scheme not in _STORAGE:
+        raise SettingsError(f"{key}.url", f"must begin with one of {', '.join(_STORAGE)} and ://")
+    return _STORAGE[scheme]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _items(
+    values: object, key: str, model: Callable[[dict[str, object], str], type[Model]]
+) -> list[Model]:
+    if not isinstance(values, list | None):
+        raise SettingsError(key, "must be a list")
+    found = []
+    for index, item in enumerate(values or []):
+        place = f"{key}[{index}]"
+        if not isinstance(item, dict):
+            raise SettingsError(place, "must be a mapping that begins with url:")
+        found.append(_validated(model(item, place), item, place))
+    return found
+
+
+def _validated(model: type[Model], values: dict[str, object], key: str) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]
+        )
+        problem = _problem(model, first["type"], first["msg"], str((first["loc"] or ("",))[-1]))
+        raise SettingsError((key + place).lstrip(".") or "registry.yaml", problem) from None
+
+
+def _problem(model: type[BaseModel], kind: str, message: str, name: str) -> str:
+    allowed = list(model.model_fields)
+    if kind == "extra_forbidden":
+        near = get_close_matches(name, allowed, 1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+        return f"unknown key; {hint}"
+    if kind == "missing" and name == "repositories":
+        return "is missing: list the repositories that may use the location, or '*' for all"
+    if kind == "missing":
+        return "is missing"
+    return message.removeprefix("Value error, ")
