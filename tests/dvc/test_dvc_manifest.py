@@ -1,0 +1,118 @@
+"""Where objects lie, and which files a `.dir` object lists."""
+
+import json
+from hashlib import md5
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.domain import Digest, RelPath
+from registry.dvc.manifest import object_key, parse
+from registry.errors import InvalidMetadata, UnsafePath
+
+A = "0" * 31 + "a"
+EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
+
+
+def read(data):
+    data = data if isinstance(data, bytes) else json.dumps(data, sort_keys=True).encode()
+    return parse(data, Digest(md5(data).hexdigest() + ".dir"), "s3://bkt/x.dir")
+
+
+def listing(*paths):
+    return read([{"md5": A, "relpath": path} for path in paths])
+
+
+@pytest.mark.parametrize(
+    ("digest", "legacy", "key"),
+    [
+        (EMPTY, False, "files/md5/d4/1d8cd98f00b204e9800998ecf8427e"),
+        (EMPTY, True, "d4/1d8cd98f00b204e9800998ecf8427e"),
+        (EMPTY + ".dir", False, "files/md5/d4/1d8cd98f00b204e9800998ecf8427e.dir"),
+        (EMPTY + ".dir", True, "d4/1d8cd98f00b204e9800998ecf8427e.dir"),
+    ],
+)
+def test_keys_are_laid_out_as_dvc_does(digest, legacy, key):
+    assert object_key(digest, legacy) == key
+
+
+def test_a_manifest_lists_files_in_its_order():
+    names = ["a/one.txt", "dupe1", "empty", "sp ace/tw#o%20+é.txt", ".hidden/..x", "a b.c/-"]
+
+    assert listing(*names) == tuple((name, A) for name in names)
+    assert all(isinstance(path, RelPath) for path, _ in listing(*names))
+
+
+def test_an_empty_manifest_lists_nothing():
+    assert read(b"[]") == ()
+
+
+def test_bytes_of_another_digest_are_refused():
+    for digest in (A + ".dir", md5(b"[]").hexdigest()):
+        with pytest.raises(InvalidMetadata, match="named by"):
+            parse(b"[]", Digest(digest), "f")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b"[1]",
+        b"[[]]",
+        b"[{}]",
+        b"\xff[]",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" + b"9" * 1_000_000 + b"]",
+        [{"md5": A}, {"relpath": "x"}],
+        [{"md5": A.upper(), "relpath": "x"}],
+        [{"md5": A + ".dir", "relpath": "x"}],
+        [{"md5": A + "\n", "relpath": "x"}],
+        [{"md5": 1, "relpath": "x"}],
+        [{"md5": A, "relpath": None}],
+        [{"md5": A, "relpath": ["x"]}],
+        [{"md5": "../../../../../../../../secret..", "relpath": "x"}],
+    ],
+)
+def test_what_is_broken_or_hostile_is_invalid_metadata(data):
+    with pytest.raises(InvalidMetadata) as caught:
+        read(data)
+
+    assert caught.value.file == "s3://bkt/x.dir"
+
+
+HOSTILE = [
+    *["", ".", "..", "../x", "a/../../x", "a/..", "/abs", "a//b", "a/", "./a", "a/./b"],
+    *["C:/x", "c:x", "a\\b", "..\\x", "\\\\host\\x", "a\x00b", "a\nb", "a\x7f", "x" * 256],
+    *["/".join(["x" * 99] * 50), "\ud800"],
+]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_path_that_no_client_must_write_to_is_refused(path):
+    with pytest.raises(UnsafePath):
+        listing("good.txt", path)
+
+
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), ("a/b/c", "a/b")])
+def test_paths_that_exclude_each_other_are_refused(paths):
+    with pytest.raises(UnsafePath):
+        listing(*paths)
+
+
+@given(st.lists(st.text("ab.- _/\\:é\n", max_size=8), min_size=1, max_size=4).map("/".join))
+def test_the_fast_way_lets_nothing_through_that_the_rule_refuses(path):
+    try:
+        expected = RelPath.parse(path)
+    except UnsafePath:
+        with pytest.raises(UnsafePath):
+            listing(path)
+    else:
+        assert listing(path) == ((expected, A),)
+
+
+def test_a_hundred_thousand_files_are_read():
+    assert len(listing(*(f"img/{i % 100}/{i}.jpg" for i in range(100_000)))) == 100_000
