@@ -167,6 +167,10 @@ class Access:
         self._checked[text] = (token, now)
         return token
 
+    def close(self) -> None:
+        """Closes the connections to the database."""
+        self._engine.dispose()
+
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()

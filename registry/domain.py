@@ -26,6 +26,9 @@ Revision = NewType("Revision", str)
 """A full commit id: 40 (SHA-1) or 64 (SHA-256) lower-case hexadecimal digits."""
 
 _REVISION = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SCP_LIKE = re.compile(r"(?:[^@/:]+@)?([A-Za-z0-9.-]+):(?!//)/*(.+)")
+_GIT_PORTS = {"https": 443, "http": 80, "ssh": 22, "git+ssh": 22, "git": 9418}
+_SHORTHANDS = {"github": "github.com", "gitlab": "gitlab.com", "bitbucket": "bitbucket.org"}
 _MD5 = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -45,6 +48,41 @@ def parse_revision(text: str) -> Revision:
     if not _REVISION.fullmatch(text):
         raise ValueError(f"not a full commit id: {text!r}")
     return Revision(text)
+
+
+def canonical_repository(spelling: str) -> str | None:
+    """`host/path` for every way to spell the URL of a hosted repository: https, ssh, scp-like and
+    `github:owner/name`, with or without `.git`. A bare `owner/name` stays as it is.
+
+    None for what names no hosted repository: local paths, `.`, and the empty text. The host is
+    lower-cased, user names and the ports that go without saying are dropped.
+
+    >>> canonical_repository("git@GitHub.com:iterative/example-gto.git")
+    'github.com/iterative/example-gto'
+    """
+    text = spelling.strip()
+    if "://" in text:
+        host, path = _host_and_path(text)
+    elif found := _SCP_LIKE.fullmatch(text):
+        host, path = _SHORTHANDS.get(found[1].lower(), found[1].lower()), found[2]
+    else:
+        host, path = "", text
+    path = path.rstrip("/").removesuffix(".git").rstrip("/")
+    if not path or path.startswith((".", "/", "~")) or "\\" in path:
+        return None
+    return f"{host}/{path}" if host else path
+
+
+def _host_and_path(url: str) -> tuple[str, str]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "", ""
+    if parts.scheme not in _GIT_PORTS or not parts.hostname:
+        return "", ""
+    shown = "" if port in (None, _GIT_PORTS[parts.scheme]) else f":{port}"
+    return parts.hostname + shown, parts.path.lstrip("/")
 
 
 class RelPath(str):
@@ -354,3 +392,7 @@ class Principal:
     name: str
     scopes: frozenset[str]
     repositories: tuple[str, ...]
+
+    def may_see(self, repository: str) -> bool:
+        """Whether the repository of this name exists for the principal."""
+        return matches(self.repositories, repository)

@@ -7,6 +7,7 @@ RegistryError
  ├── Forbidden                   a token that holds, without the scope that is needed
  ├── InvalidLink                 a gateway link that was changed, or whose hour is over
  ├── NotFound
+ │    ├── TokenNotFound          no token has this id
  │    ├── RepositoryNotFound     not configured, or not for this principal: the two look alike
  │    ├── ArtifactNotFound       no such artifact, or not declared at the revision
  │    ├── VersionNotFound        never registered, or deregistered
@@ -19,6 +20,7 @@ RegistryError
  │    ├── LocationNotGranted     the operator did not grant this storage location
  │    └── NotInStorage           the object was never pushed, or never is
  └── Unavailable                 try again later
+      ├── DatabaseUnavailable    the database that holds the tokens does not answer
       ├── MirrorNotReady         the first clone is still under way
       ├── OriginUnavailable      the Git origin does not answer, and there is nothing to serve
       ├── CredentialsUnavailable the credentials for signing are gone or about to expire
@@ -108,6 +110,18 @@ class InvalidLink(RegistryError):
 
 class NotFound(RegistryError):
     """What was asked for is not there."""
+
+
+@dataclass(eq=False)
+class TokenNotFound(NotFound):
+    """No token has this id."""
+
+    id: str
+
+    @property
+    def detail(self) -> str:
+        """Names the id."""
+        return f"No token has the id {self.id!r}."
 
 
 @dataclass(eq=False)
@@ -255,6 +269,19 @@ class Unavailable(RegistryError):
     """A fault that passes. `retry_after` is in seconds."""
 
     retry_after: int = 5
+
+
+@dataclass(eq=False)
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer. The problem is for the log."""
+
+    problem: str
+    retry_after: int = 5
+
+    @property
+    def detail(self) -> str:
+        """Says to come back."""
+        return f"The registry's database does not answer, try again in {self.retry_after} s."
 
 
 @dataclass(eq=False)
