@@ -1,0 +1,302 @@
+"""The `registry` command: thin verbs over the same core as the service.
+
+Exit codes: 0 all is well · 1 something that was looked at is not · 2 wrong usage or configuration.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import click
+
+from registry import __version__, check, demo
+from registry.access import SCOPES, Access, Token
+from registry.errors import RegistryError
+from registry.services import Services
+from registry.settings import DEFAULT_FILE, Settings
+
+_UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+_config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="REGISTRY_CONFIG",
+    default=DEFAULT_FILE,
+    show_default=True,
+    help="The configuration file.",
+)
+
+
+def _duration(_: click.Context, parameter: click.Parameter, value: str) -> timedelta:
+    """`90d`, `12h`, `30m`, `2w` -> a timedelta; click's usage error for anything else."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", value)
+    if not found:
+        problem = f"{value!r} is not a number followed by m, h, d or w, such as 90d"
+        raise click.BadParameter(problem, param=parameter)
+    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="registry")
+def cli() -> None:
+    """A model registry that lives in Git: one-hour download links for one token."""
+
+
+@cli.command()
+@_config_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8080, show_default=True, help="Where to listen.")
+@click.option("--workers", default=2, show_default=True, help="Worker processes.")
+def serve(config: Path, host: str, port: int, workers: int) -> None:
+    """Start the service: gunicorn on the configuration."""
+    # A wrong configuration is said here, once, and not by every worker.
+    settings = Settings.load(config)
+    Services.of(settings)
+    _access(settings)
+    command = _gunicorn(host, port, workers)
+    os.execve(command[0], command, _environment(config))  # noqa: S606 no shell on purpose
+
+
+@cli.command(name="check")
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def check_command(config: Path, as_json: bool) -> None:
+    """Validate the configuration, reach every repository, and get one byte from every location."""
+    findings = list(check.run(Services.of(Settings.load(config))))
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        _table(
+            ("", "KIND", "NAME", "RESULT"),
+            [("ok" if item.ok else "FAIL", item.kind, item.name, item.result) for item in findings],
+        )
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+@cli.group()
+def token() -> None:
+    """Create, list and revoke the tokens of pipelines and scripts."""
+
+
+@token.command(name="create")
+@_config_option
+@click.option("--name", required=True, help="What the token is for, such as ci.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    default=["models:read"],
+    show_default=True,
+    help="What it allows. May be given more than once.",
+)
+@click.option(
+    "--repository",
+    "repositories",
+    multiple=True,
+    default=["*"],
+    show_default=True,
+    help="A pattern of repository names it is good for. May be given more than once.",
+)
+@click.option(
+    "--expires", default="90d", show_default=True, callback=_duration, help="When: 12h, 90d, 52w."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the bare token.")
+def create_token(
+    config: Path,
+    name: str,
+    scopes: tuple[str, ...],
+    repositories: tuple[str, ...],
+    expires: timedelta,
+    as_json: bool,
+) -> None:
+    """Create a token. It is printed this once and cannot be shown again."""
+    access = _access(Settings.load(config))
+    until = datetime.now(timezone.utc) + expires
+    record, text = access.create(name, list(scopes), list(repositories), until)
+    if as_json:
+        click.echo(json.dumps({**_as_dict(record), "token": text}, indent=2))
+    else:
+        click.echo(text)
+        click.echo(
+            f"Token {record.id} for {', '.join(repositories)}, good until {until:%Y-%m-%d %H:%M} "
+            "UTC. Keep it now: it is not shown again.",
+            err=True,
+        )
+
+
+@token.command(name="list")
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_tokens(config: Path, as_json: bool) -> None:
+    """List every token that was ever created. The tokens themselves are not kept."""
+    records = _access(Settings.load(config)).tokens()
+    if as_json:
+        click.echo(json.dumps([_as_dict(record) for record in records], indent=2))
+        return
+    now = time.time()
+    rows = [
+        (
+            record.id,
+            record.principal.name,
+            ",".join(sorted(record.principal.scopes)),
+            ",".join(record.principal.repositories),
+            f"{record.expires:%Y-%m-%d}",
+            record.problem(now) or "active",
+        )
+        for record in records
+    ]
+    _table(("ID", "NAME", "SCOPES", "REPOSITORIES", "EXPIRES", "STATE"), rows)
+
+
+@token.command(name="revoke")
+@_config_option
+@click.argument("token_id", metavar="ID")
+def revoke_token(config: Path, token_id: str) -> None:
+    """Revoke a token: no worker accepts it 5 s later."""
+    record = _access(Settings.load(config)).revoke(token_id)
+    click.echo(f"Token {record.id} ({record.principal.name}) is revoked.")
+
+
+@cli.command(name="demo")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path("var/demo"),
+    show_default=True,
+    help="Where the demo lives. What is there is kept.",
+)
+@click.option("--port", default=8080, show_default=True, help="Where a new demo listens.")
+def demo_command(directory: Path, port: int) -> None:
+    """Start the service on a small embedded demo, and print commands to try."""
+    settings = demo.create(directory, f"http://localhost:{port}")
+    address = urlsplit(settings.public_url)
+    secret = demo.token(directory, _access(settings))
+    server = subprocess.Popen(
+        _gunicorn(address.hostname or "localhost", address.port or 80, workers=2),
+        env=_environment(directory / "registry.yaml"),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    try:
+        if _is_up(server, settings.public_url):
+            click.echo(_guide(settings.public_url, secret, directory))
+        sys.exit(server.wait())
+    except KeyboardInterrupt:
+        sys.exit(server.wait())
+    finally:
+        server.terminate()
+
+
+def main() -> None:
+    """The entry point: a failure of ours is one line on stderr that says what to do."""
+    try:
+        cli()
+    except RegistryError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"{click.style('Error:', fg='red')} {message}", err=True)
+    sys.exit(2)
+
+
+def _access(settings: Settings) -> Access:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    access = Access(settings.database, settings.secret_keys)
+    access.create_tables()
+    return access
+
+
+def _environment(config: Path) -> dict[str, str]:
+    return {**os.environ, "REGISTRY_CONFIG": str(config.absolute())}
+
+
+def _gunicorn(host: str, port: int, workers: int) -> list[str]:
+    """Threads, since requests wait for Git and storage; links fit into the longest request line.
+
+    There is no access log of gunicorn's: its lines would hold gateway links, which are secrets.
+    """
+    options = {
+        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "workers": workers,
+        "worker-class": "gthread",
+        "threads": 16,
+        "timeout": 60,
+        "graceful-timeout": 30,
+        "keep-alive": 75,
+        "limit-request-line": 8190,
+        "log-level": "warning",
+    }
+    arguments = [item for key, value in options.items() for item in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "gunicorn", *arguments, "registry.wsgi:app"]
+
+
+def _is_up(server: "subprocess.Popen[bytes]", url: str) -> bool:
+    for _ in range(300):
+        if server.poll() is not None:
+            return False
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=1):  # noqa: S310 our own URL
+                return True
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+def _guide(url: str, secret: str, directory: Path) -> str:
+    query = f"repo={demo.REPOSITORY}&name={demo.ARTIFACT}&stage=prod"
+    endpoint = f"{url}/api/model-registry/get-download-uris?{query}"
+    request = urllib.request.Request(endpoint, headers={"Authorization": f"token {secret}"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 our own URL
+        answer = response.read().decode()
+    ((path, link),) = json.loads(answer).items()
+    with urllib.request.urlopen(link, timeout=10) as response:  # noqa: S310 our own URL
+        md5 = response.headers["ETag"].strip('"')
+    return f"""
+The registry answers at {url} from {directory / "origin.git"}. Ask for the model in `prod`:
+
+  curl -s -H 'Authorization: token {secret}' \\
+    '{endpoint}'
+
+It answers
+
+  {answer}
+
+Download the file and check it:
+
+  curl -fsS -o {path} '{link}' \\
+    && echo '{md5}  {path}' | md5sum -c
+
+Stop with Ctrl-C; what is in {directory} is kept for the next start.
+"""
+
+
+def _as_dict(record: Token) -> dict[str, object]:
+    return {
+        "id": record.id,
+        "name": record.principal.name,
+        "scopes": sorted(record.principal.scopes),
+        "repositories": list(record.principal.repositories),
+        "created": record.created.isoformat(),
+        "expires": record.expires.isoformat(),
+        "revoked": record.revoked.isoformat() if record.revoked else None,
+    }
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())

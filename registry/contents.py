@@ -1,0 +1,344 @@
+"""From an artifact at a revision to its manifest: which objects, and below which storage URLs.
+
+Everything read here was written by whoever may push to the repository. It chooses among the
+locations that the operator granted, and nothing else: no credentials, no endpoints, no paths that
+leave the target directory.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sized
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from hashlib import md5, sha256
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TypeVar
+from urllib.parse import unquote
+
+from cachetools import LRUCache
+
+from registry.domain import (
+    ArtifactName,
+    Entry,
+    Group,
+    Manifest,
+    Principal,
+    RelPath,
+    Revision,
+    StorageUrl,
+    canonical_repository,
+)
+from registry.dvc import config as dvc_config
+from registry.dvc import manifest as dvc_manifest
+from registry.dvc import yaml as dvc_yaml
+from registry.dvc.config import Config, Remote
+from registry.dvc.project import Output, Project, is_metadata
+from registry.errors import (
+    InvalidMetadata,
+    NotInStorage,
+    PathNotFound,
+    RepositoryNotFound,
+    StorageUnavailable,
+)
+from registry.repository import Repository
+from registry.storage import Grants, Reader
+
+LARGEST_FILE = 1 << 20
+"""Bytes of the largest dvc.yaml, dvc.lock or .dvc file that is read."""
+LARGEST_MANIFEST = 256 << 20
+"""Bytes of the largest `.dir` object that is read: about three million files."""
+LONGEST_IMPORT = 5
+"""How many repositories a chain of `dvc import` may lead through."""
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A revision of a repository, reached by `imports` steps of `dvc import`."""
+
+    principal: Principal
+    repository: Repository
+    revision: Revision
+    imports: int = 0
+
+
+class Contents:
+    """Reads manifests, and remembers what cannot change. Safe to share between threads.
+
+    `open_repository` finds the source of a `dvc import` for a principal, at a revision.
+    `cache` is a directory for the manifests of directories; it can be deleted at any time.
+    """
+
+    def __init__(
+        self,
+        open_repository: Callable[[Principal, str, Revision], Repository],
+        grants: Grants,
+        reader: Reader,
+        cache: Path,
+        clock: Callable[[], float],
+    ) -> None:
+        self._open_repository = open_repository
+        self._grants = grants
+        self._reader = reader
+        self._cache = cache
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._documents: LRUCache[str, tuple[int, object]] = LRUCache(
+            16 << 20, getsizeof=lambda item: item[0]
+        )
+        self._files: LRUCache[tuple[str, str], Mapping[RelPath, str]] = LRUCache(
+            200_000, getsizeof=_size
+        )
+        self._manifests: LRUCache[tuple[str, str, str], Manifest] = LRUCache(
+            500_000, getsizeof=_size
+        )
+
+    def manifest(
+        self, principal: Principal, repository: Repository, revision: Revision, name: ArtifactName
+    ) -> Manifest:
+        """Every file behind the artifact at the revision. Raises NotFound, Unsignable, Unavailable.
+
+        A revision never changes, and so neither does its manifest; one that leads to another
+        repository (`dvc import`) counts only for principals who may see that one too.
+        """
+        key = (repository.name, revision, str(name))
+        known = self._get(self._manifests, key)
+        if known and all(principal.may_see(group.repository) for group in known.groups):
+            return known
+        place = _Place(principal, repository, revision)
+        project = self._project(place)
+        artifact = project.artifact(name)
+        if artifact.url:
+            groups: tuple[Group, ...] = (_single(repository.name, artifact.url, None),)
+        else:
+            assert artifact.path is not None
+            groups = tuple(self._groups(place, project, artifact.path))
+        return self._put(self._manifests, key, Manifest(groups))
+
+    def _project(self, place: _Place, default_remote: str | None = None) -> Project:
+        repository, revision = place.repository, place.revision
+        key = (repository.name, revision)
+        files = self._get(self._files, key)
+        if files is None:
+            files = self._put(self._files, key, repository.files(revision, is_metadata))
+
+        def load(path: RelPath) -> object | None:
+            blob = files.get(path) or repository.find(revision, path)
+            return self._document(repository, blob, path) if blob else None
+
+        def config(path: RelPath) -> Config:
+            blob = files.get(path)
+            data = repository.blob(blob, LARGEST_FILE) if blob else b""
+            parsed = dvc_config.parse(data, path)
+            return replace(parsed, default=default_remote) if default_remote else parsed
+
+        return Project(files, load, config)
+
+    def _document(self, repository: Repository, blob: str, file: RelPath) -> object:
+        """The YAML of a blob, parsed once: many revisions share it. Never to be changed."""
+        known = self._get(self._documents, blob)
+        if known is None:
+            data = repository.blob(blob, LARGEST_FILE)
+            known = self._put(self._documents, blob, (len(data), dvc_yaml.load(data, file)))
+        return known[1]
+
+    def _groups(self, place: _Place, project: Project, path: RelPath) -> Iterator[Group]:
+        outputs = project.outputs(path)
+        if not outputs:
+            kind = place.repository.kind(place.revision, path)
+            if kind is None:
+                raise PathNotFound(path, place.revision, "neither DVC nor Git tracks it there")
+            raise NotInStorage(path, f"it is a {kind} tracked by Git, not by DVC: `dvc add` it")
+        for output in outputs:
+            wanted = path if path.within(output.path) else output.path
+            if output.repo_import:
+                yield from self._imported(place, output, wanted)
+            elif output.url_import:
+                yield self._from_url(place, project, output, wanted)
+            else:
+                remote = project.remote_of(output)
+                entries = tuple(self._entries(place, output, remote, wanted))
+                yield Group(place.repository.name, remote.url, entries)
+
+    def _entries(
+        self, place: _Place, output: Output, remote: Remote, wanted: RelPath
+    ) -> Iterator[Entry]:
+        if not output.cached:
+            raise NotInStorage(output.path, f"{output.file} says `cache: false`")
+        if output.files is not None:
+            yield from _below(wanted, self._listed(output, remote), output, place)
+        elif output.digest and output.digest.is_directory:
+            yield from _below(wanted, self._directory(place, output, remote), output, place)
+        elif wanted != output.path:
+            raise PathNotFound(wanted, place.revision, f"{output.path} is a file")
+        else:
+            yield self._file(output, remote)
+
+    def _file(self, output: Output, remote: Remote) -> Entry:
+        if remote.versioned:
+            if not output.version_id:
+                raise NotInStorage(output.path, "it has no version id: run `dvc push`")
+            key: str = output.path.relative_to(output.root)
+        elif output.digest:
+            key = dvc_manifest.object_key(output.digest.md5, output.legacy)
+        else:
+            raise NotInStorage(
+                output.path, f"{output.file} records no hash of it: run `dvc repro` or `dvc commit`"
+            )
+        digest = output.digest.md5 if output.digest else None
+        version_id = output.version_id if remote.versioned else None
+        return Entry(output.path, key, digest, output.size, version_id)
+
+    def _listed(self, output: Output, remote: Remote) -> Iterator[Entry]:
+        """A directory whose files are listed in the .dvc file or dvc.lock itself."""
+        base = output.path.relative_to(output.root)
+        for file in output.files or ():
+            path = output.path / file.path
+            if remote.versioned:
+                if not file.version_id:
+                    raise NotInStorage(path, "it has no version id: run `dvc push`")
+                yield Entry(path, base / file.path, file.md5, file.size, file.version_id)
+            elif file.md5:
+                key = dvc_manifest.object_key(file.md5, output.legacy)
+                yield Entry(path, key, file.md5, file.size)
+            else:
+                raise NotInStorage(path, f"{output.file} records no hash of it")
+
+    def _directory(self, place: _Place, output: Output, remote: Remote) -> Iterator[Entry]:
+        """A directory by its `.dir` object: fetched once, checked against its MD5, kept for ever.
+
+        Kept for each store apart, so that knowing a digest is no way to read another's directory.
+        """
+        assert output.digest
+        if remote.versioned:
+            raise NotInStorage(output.path, "it has no version ids: run `dvc push`")
+        key = dvc_manifest.object_key(output.digest.md5, output.legacy)
+        url = remote.url.below(key)
+        location = self._grants.locate(place.repository.name, url)
+        name = sha256(str(url).encode()).hexdigest()
+        file = self._cache / name[:2] / name[2:]
+        try:
+            files = dvc_manifest.parse(file.read_bytes(), output.digest, str(url))
+        except (FileNotFoundError, InvalidMetadata):
+            now = datetime.fromtimestamp(self._clock(), timezone.utc)
+            origin = location.signer.origin(url.path, Entry(output.path, key), now)
+            data = self._reader.read(origin, LARGEST_MANIFEST)
+            if data is None:
+                problem = f"{url}, which lists the directory, is missing: run `dvc push`"
+                raise NotInStorage(output.path, problem) from None
+            files = _parsed(data, output, url)
+            _write(file, data)
+        for path, digest in files:
+            key = dvc_manifest.object_key(digest, output.legacy)
+            yield Entry(output.path / path, key, digest)
+
+    def _imported(self, place: _Place, output: Output, wanted: RelPath) -> Iterator[Group]:
+        """`dvc import` copies nothing: the objects lie in the remote of the source repository."""
+        source = output.repo_import
+        assert source
+        if place.imports >= LONGEST_IMPORT:
+            raise InvalidMetadata(output.file, "a chain of imports is too long, or goes in circles")
+        shown = canonical_repository(source.url) or "a local path"
+        try:
+            repository = self._open_repository(place.principal, source.url, source.revision)
+        except RepositoryNotFound:
+            raise NotInStorage(
+                output.path,
+                f"it is imported from {shown}, which this registry does not mirror or this token "
+                "does not cover",
+            ) from None
+        there = _Place(place.principal, repository, source.revision, place.imports + 1)
+        path = source.path / wanted.relative_to(output.path)
+        for group in self._groups(there, self._project(there, source.remote), path):
+            entries = tuple(
+                replace(entry, path=output.path / entry.path.relative_to(source.path))
+                for entry in group.entries
+            )
+            yield replace(group, entries=entries)
+
+    def _from_url(self, place: _Place, project: Project, output: Output, wanted: RelPath) -> Group:
+        """`dvc import-url` without a copy in the remote: the objects lie where they came from."""
+        source = output.url_import
+        assert source
+        url = project.config_of(output).resolve(source.url)
+        repository = place.repository.name
+        if source.files is None:
+            if wanted != output.path:
+                raise PathNotFound(wanted, place.revision, f"{output.path} is a file")
+            return _single(repository, url, output.path, source.version_id)
+        entries = tuple(
+            Entry(output.path / file.path, file.path, file.md5, file.size, file.version_id)
+            for file in source.files
+            if (output.path / file.path).within(wanted)
+        )
+        if not entries:
+            raise PathNotFound(wanted, place.revision, f"{output.file} does not list it")
+        return Group(repository, url, entries)
+
+    def _get(self, cache: "LRUCache[_Key, _Value]", key: _Key) -> _Value | None:
+        with self._lock:
+            return cache.get(key)
+
+    def _put(self, cache: "LRUCache[_Key, _Value]", key: _Key, value: _Value) -> _Value:
+        with self._lock:
+            if cache.getsizeof(value) <= cache.maxsize:
+                cache[key] = value
+        return value
+
+
+def _single(
+    repository: str, url: StorageUrl, path: RelPath | None, version_id: str | None = None
+) -> Group:
+    """The manifest of one object that is named by its URL; `path` defaults to its last part."""
+    directory, _, name = url.path.rpartition("/")
+    if url.scheme in ("http", "https"):
+        name = unquote(name)  # keys are literal, and the path of such a URL is not
+    storage = replace(url, path=directory)
+    return Group(
+        repository, storage, (Entry(path or RelPath.parse(name), name, None, None, version_id),)
+    )
+
+
+def _below(
+    wanted: RelPath, entries: Iterator[Entry], output: Output, place: _Place
+) -> Iterator[Entry]:
+    """The entries of a tracked directory that are `wanted` or lie below it: one at least."""
+    entry = None
+    for entry in entries:
+        if entry.path.within(wanted):
+            break
+    else:
+        if entry is None:
+            raise NotInStorage(output.path, "the tracked directory is empty")
+        problem = f"the tracked directory {output.path} does not hold it"
+        raise PathNotFound(wanted, place.revision, problem)
+    yield entry
+    yield from (entry for entry in entries if entry.path.within(wanted))
+
+
+def _parsed(data: bytes, output: Output, url: StorageUrl) -> tuple[tuple[RelPath, str], ...]:
+    """What the store sent, as a manifest: other bytes than asked for are the store's fault."""
+    assert output.digest
+    try:
+        return dvc_manifest.parse(data, output.digest, str(url))
+    except InvalidMetadata:
+        if f"{md5(data, usedforsecurity=False).hexdigest()}.dir" != output.digest.md5:
+            problem = "its bytes do not have the MD5 that it is named by"
+            raise StorageUnavailable(str(url), problem) from None
+        raise
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Puts a file in place whole or not at all: sibling processes read it without a lock."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+        temporary.write(data)
+    os.replace(temporary.name, file)
+
+
+def _size(value: Sized) -> int:
+    return 1 + len(value)

@@ -1,0 +1,190 @@
+"""The composition root: builds every collaborator from the settings, and nothing else does."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from registry.access import Access
+from registry.catalog import Catalog, Mirrored, Repositories
+from registry.contents import Contents
+from registry.domain import StorageUrl
+from registry.errors import SettingsError
+from registry.repository import Repository
+from registry.settings import (
+    AzureStorage,
+    FileStorage,
+    HttpStorage,
+    RepositorySettings,
+    S3Storage,
+    Settings,
+    StorageSettings,
+)
+from registry.storage import Grants, Location, Reader, Signer
+from registry.storage.azure import AzureSigner
+from registry.storage.gateway import GatewayLinks
+from registry.storage.http import HttpSigner
+from registry.storage.local import LocalSigner
+from registry.storage.s3 import Credentials, S3Signer, chain_credentials, static_credentials
+
+FETCHES = 4
+"""Repositories that one process fetches at the same time."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the dialects and the command line speak to.
+
+    `handoffs` maps a file location to the internal URL prefix under which nginx serves it.
+    """
+
+    access: Access
+    catalog: Catalog
+    repositories: Repositories
+    locations: tuple[Location, ...]
+    grants: Grants
+    handoffs: Mapping[StorageUrl, str]
+    reader: Reader
+    gateway: GatewayLinks
+    clock: Callable[[], float]
+
+    @classmethod
+    def of(cls, settings: Settings, clock: Callable[[], float] = time.time) -> "Services":
+        """Builds all of them. Opens no connection and spawns no process. Raises SettingsError."""
+        gateway = GatewayLinks(settings.secret_keys, settings.public_url)
+        locations = tuple(
+            _location(item, f"storage[{index}]", gateway)
+            for index, item in enumerate(settings.storage)
+        )
+        grants = Grants(locations)
+        fetches = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
+        repositories = Repositories(
+            _mirrored(item, f"repositories[{index}]", settings, fetches, clock)
+            for index, item in enumerate(settings.repositories)
+        )
+        reader = Reader()
+        contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
+        return cls(
+            access=Access(settings.database, settings.secret_keys, clock),
+            catalog=Catalog(repositories, contents, grants, settings.link_lifetime, clock),
+            repositories=repositories,
+            locations=locations,
+            grants=grants,
+            handoffs={
+                item.url: item.x_accel_redirect
+                for item in settings.storage
+                if isinstance(item, FileStorage) and item.x_accel_redirect
+            },
+            reader=reader,
+            gateway=gateway,
+            clock=clock,
+        )
+
+    def close(self) -> None:
+        """Ends every process and connection that was opened meanwhile."""
+        with self.reader:
+            for mirrored in self.repositories:
+                mirrored.repository.close()
+            self.access.close()
+
+
+def _mirrored(
+    item: RepositorySettings,
+    key: str,
+    settings: Settings,
+    fetches: ThreadPoolExecutor,
+    clock: Callable[[], float],
+) -> Mirrored:
+    mirror = settings.data_dir.absolute() / "mirrors" / f"{item.name}.git"
+    try:
+        repository = Repository(
+            item.name,
+            item.url,
+            mirror,
+            username=item.username,
+            password=_secret(item.password),
+            ssh_key=item.ssh_key,
+            ssh_known_hosts=item.ssh_known_hosts,
+            executor=fetches,
+            clock=clock,
+        )
+    except ValueError as error:
+        raise SettingsError(f"{key}.url", str(error)) from None
+    return Mirrored(repository, item.refresh, (item.url, *item.aliases))
+
+
+def _location(item: StorageSettings, key: str, gateway: GatewayLinks) -> Location:
+    try:
+        return Location(item.url, item.repositories, _signer(item, gateway))
+    except ValueError as error:
+        raise SettingsError(key, str(error)) from None
+
+
+def _signer(item: StorageSettings, gateway: GatewayLinks) -> Signer:
+    match item:
+        case S3Storage():
+            return _s3(item)
+        case AzureStorage():
+            return _azure(item)
+        case HttpStorage():
+            return HttpSigner(
+                item.url,
+                item.signing,
+                username=item.username,
+                password=_secret(item.password),
+                headers={name: value.get_secret_value() for name, value in item.headers.items()},
+                secret=_secret(item.secret),
+                gateway=gateway if item.signing == "gateway" else None,
+            )
+        case FileStorage():
+            return LocalSigner(Path("/", item.url.path), gateway)
+
+
+def _s3(item: S3Storage) -> S3Signer:
+    if item.access_key_id and item.secret_access_key:
+        credentials: Callable[[datetime], Credentials] = static_credentials(
+            item.access_key_id,
+            item.secret_access_key.get_secret_value(),
+            _secret(item.session_token),
+        )
+    else:
+        credentials = chain_credentials(item.profile)
+    return S3Signer(
+        item.url.authority,
+        credentials=credentials,
+        region=item.region,
+        endpoint_url=item.endpoint_url,
+        public_endpoint_url=item.public_endpoint_url,
+        addressing_style=item.addressing_style,
+    )
+
+
+def _azure(item: AzureStorage) -> AzureSigner:
+    container, public = item.url.authority, item.public_endpoint_url
+    if item.connection_string:
+        return AzureSigner.from_connection_string(
+            container, item.connection_string.get_secret_value(), public_endpoint=public
+        )
+    assert item.account_name
+    if item.account_key:
+        return AzureSigner.from_account_key(
+            container,
+            account_name=item.account_name,
+            account_key=item.account_key.get_secret_value(),
+            endpoint=item.endpoint_url,
+            public_endpoint=public,
+        )
+    return AzureSigner.from_default_credential(
+        container,
+        account_name=item.account_name,
+        endpoint=item.endpoint_url,
+        public_endpoint=public,
+    )
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None

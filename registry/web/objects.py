@@ -1,0 +1,66 @@
+"""Serves the objects that no store can sign a link for, behind links of our own.
+
+    GET, HEAD /objects/<token>
+
+The token is the permission: it names one object until one moment and was signed by this service,
+so the route asks for no other. Ranges, conditional requests and `HEAD` work; bytes are streamed
+as they come. Where nginx stands before the service it can take over: X-Accel-Redirect.
+"""
+
+from datetime import datetime, timezone
+from urllib.parse import quote
+
+from flask import Blueprint, Response, request
+
+from registry.domain import RelPath
+from registry.errors import InvalidLink, NotInStorage
+from registry.services import Services
+from registry.storage.gateway import ROUTE, GatewayLink
+from registry.web.auth import public
+
+
+def blueprint(services: Services) -> Blueprint:
+    """The route over the stores that `services` knows."""
+    routes = Blueprint("objects", __name__)
+
+    @routes.get(f"{ROUTE}<token>")
+    @public
+    def get_object(token: str) -> Response:
+        now = datetime.fromtimestamp(services.clock(), timezone.utc)
+        link = services.gateway.open(token, now)
+        location = services.grants.holding(link.url)
+        if location is None:
+            raise InvalidLink("the configuration no longer lists the location")
+        headers = _headers(link)
+        if link.entry.md5 and request.if_none_match.contains(link.entry.md5):
+            return Response(status=304, headers=headers)
+        handoff = services.handoffs.get(location.url)
+        if handoff and link.url.path.startswith(f"{location.url.path}/"):
+            below = link.url.path[len(location.url.path) + 1 :]
+            return Response(headers={**headers, "X-Accel-Redirect": f"{handoff}{quote(below)}"})
+        origin = location.signer.origin(link.url.path, link.entry, now)
+        unchanged = request.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
+        wanted = request.headers.get("Range") if unchanged else None
+        stream = services.reader.stream(origin, wanted, request.method)
+        if stream is None:
+            raise NotInStorage(link.entry.path, "the object is missing there: run `dvc push`")
+        for name in ("Content-Length", "Content-Range", "Last-Modified"):
+            if name in stream.headers:
+                headers[name] = stream.headers[name]
+        return Response(stream, stream.status, headers, direct_passthrough=True)
+
+    return routes
+
+
+def _headers(link: GatewayLink) -> dict[str, str]:
+    """What is known without the store. A download, whatever the bytes are: never a page."""
+    name = quote(RelPath(link.entry.path).name)
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-store",
+        "Content-Type": "application/octet-stream",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+    }
+    if link.entry.md5:
+        headers["ETag"] = f'"{link.entry.md5}"'
+    return headers

@@ -1,0 +1,180 @@
+"""Who may import whom: docs/architecture.md, held by reading the sources."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "registry"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# The modules of the project that each may import; a package stands for all it holds.
+ALLOWED = {
+    "registry.__init__": set(),
+    "registry.__main__": {"registry.cli"},
+    "registry.domain": {"registry.errors"},
+    "registry.errors": set(),
+    "registry.gto": {"registry.domain", "registry.errors"},
+    "registry.dvc": {"registry.domain", "registry.errors", "registry.dvc"},
+    "registry.repository": {"registry.domain", "registry.errors", "registry.gto"},
+    "registry.storage": {"registry.domain", "registry.errors", "registry.storage"},
+    "registry.access": {"registry.domain", "registry.errors"},
+    "registry.settings": {"registry.domain", "registry.errors"},
+    "registry.contents": {
+        "registry.domain",
+        "registry.errors",
+        "registry.dvc",
+        "registry.repository",
+        "registry.storage",
+    },
+    "registry.catalog": {
+        "registry.contents",
+        "registry.domain",
+        "registry.errors",
+        "registry.repository",
+        "registry.storage",
+    },
+    "registry.services": {
+        "registry.access",
+        "registry.catalog",
+        "registry.contents",
+        "registry.domain",
+        "registry.errors",
+        "registry.repository",
+        "registry.settings",
+        "registry.storage",
+    },
+    "registry.web": {
+        "registry.access",
+        "registry.catalog",
+        "registry.domain",
+        "registry.errors",
+        "registry.services",
+        "registry.storage.gateway",
+        "registry.web",
+    },
+    "registry.check": {
+        "registry.access",
+        "registry.domain",
+        "registry.errors",
+        "registry.services",
+        "registry.storage",
+    },
+    "registry.demo": {
+        "registry.access",
+        "registry.dvc",
+        "registry.errors",
+        "registry.settings",
+    },
+    "registry.cli": {
+        "registry",
+        "registry.access",
+        "registry.check",
+        "registry.demo",
+        "registry.errors",
+        "registry.services",
+        "registry.settings",
+    },
+    "registry.wsgi": {"registry.services", "registry.settings", "registry.web"},
+}
+
+# Where a library, or a part of the standard library, may be used: nowhere else.
+CONFINED = {
+    "flask": {"registry.web"},
+    "werkzeug": {"registry.web"},
+    "git": {"registry.repository"},
+    "boto3": {"registry.storage.s3"},
+    "botocore": {"registry.storage.s3"},
+    "azure": {"registry.storage.azure"},
+    "urllib3": {"registry.storage"},
+    "sqlalchemy": {"registry.access"},
+    "yaml": {"registry.dvc.yaml", "registry.settings"},
+    "pydantic": {"registry.settings", "registry.services"},
+    "click": {"registry.cli"},
+    "itsdangerous": {"registry.access", "registry.storage.gateway"},
+}
+
+PURE = {"registry.domain", "registry.errors", "registry.gto"}
+
+
+def name_of(module: Path) -> str:
+    return ".".join(("registry", *module.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def imports_of(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(module)}: imports are absolute"
+            for alias in node.names:
+                below = PACKAGE.parent / Path(*(node.module or "").split("."), alias.name)
+                is_module = below.with_suffix(".py").exists() or below.is_dir()
+                yield f"{node.module}.{alias.name}" if is_module else str(node.module)
+
+
+def covers(wanted: set[str], name: str) -> bool:
+    return any(name == item or name.startswith(f"{item}.") for item in wanted)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_module_imports_only_what_the_plan_allows(module: Path) -> None:
+    name = name_of(module)
+    rule = max((key for key in ALLOWED if covers({key}, name)), key=len)
+    own = {item for item in imports_of(module) if covers({"registry"}, item)}
+
+    exact = {"registry"} & ALLOWED[rule]
+    forbidden = {item for item in own if not covers(ALLOWED[rule] - exact, item)} - exact
+
+    assert forbidden == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_a_library_is_used_only_where_it_belongs(module: Path) -> None:
+    for item in imports_of(module):
+        allowed = CONFINED.get(item.partition(".")[0])
+        assert allowed is None or covers(allowed, name_of(module)), item
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_only_the_edges_read_the_environment(module: Path) -> None:
+    if name_of(module) in {"registry.settings", "registry.cli"}:
+        return
+    reads = [
+        node
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
+    ]
+
+    assert reads == []
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_the_pure_modules_do_no_io(name: str) -> None:
+    module = PACKAGE / f"{name.removeprefix('registry.')}.py"
+
+    assert not {"os", "pathlib", "subprocess", "socket", "time"} & set(imports_of(module))
+
+
+def test_the_core_never_says_the_name_of_a_dialect() -> None:
+    for name in ("domain", "errors", "gto", "repository", "contents", "catalog", "access"):
+        names = {
+            node.id.lower() if isinstance(node, ast.Name) else node.attr.lower()
+            for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
+            if isinstance(node, ast.Name | ast.Attribute)
+        }
+        assert not {word for word in names if "studio" in word or "mlflow" in word}, name
+
+
+def test_nothing_is_called_by_a_name_that_says_nothing() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+    names = {module.stem.lower() for module in MODULES}
+    for module in MODULES:
+        names |= {
+            node.name.lower()
+            for node in ast.walk(ast.parse(module.read_text()))
+            if isinstance(node, ast.ClassDef)
+        }
+
+    assert not {name for name in names if name in vague or name.endswith("manager")}
