@@ -1,0 +1,55 @@
+# Everything a developer or an operator types. `make` alone lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8080
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check compat format lock image clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## Start the service on an embedded demo, and print commands to try
+	@$(BIN)/registry demo --port $(PORT)
+
+test: $(VENV)/.servers ## Install what the tests need, real servers included, and run them all
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.checked ## Format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+compat: $(VENV)/.servers ## Only the tests that drive real clients
+	$(BIN)/python -m pytest tests/compat $(PYTEST_ARGS)
+
+format: $(VENV)/.checked ## Format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.servers ## Write constraints.txt anew from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
+image: ## Build the container image
+	docker build --tag git-model-registry .
+
+clean: ## Remove what was installed and built; var/ stays
+	rm -rf $(VENV) .venv-dvc .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.checked: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[check]'
+	@touch $@
+
+$(VENV)/.servers: $(VENV)/.installed tests/install_servers.sh $(wildcard tests/requirements-*.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	PYTHON=$(BIN)/python sh tests/install_servers.sh
+	@touch $@
