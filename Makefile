@@ -29,8 +29,10 @@ format: $(VENV)/.checked ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: $(VENV)/.servers ## Write constraints.txt anew from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+lock: $(VENV)/.installed ## Write constraints.txt anew, for every Python that is supported
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --all-extras \
+	    --no-annotate --no-header setup.cfg --output-file constraints.txt
 
 image: ## Build the container image
 	docker build --tag git-model-registry .
