@@ -374,7 +374,7 @@ class TestReading:
     def test_a_reader_that_stopped_answering_is_given_up(
         self, repository, commit, mirror, monkeypatch
     ):
-        monkeypatch.setattr("registry.repository.READ_LIMIT", 0.2)
+        monkeypatch.setattr("registry.repository.objects.READ_LIMIT", 0.2)
         oid = repository.find(commit, RelPath("plain.txt"))
         repository.blob(oid, 5)
         kill_reader(mirror, signal.SIGSTOP)
@@ -573,7 +573,7 @@ class TestFaults:
     def test_many_fetches_do_not_leave_many_packs(
         self, repository, origin, mirror, after, monkeypatch
     ):
-        monkeypatch.setattr("registry.repository._MANY_PACKS", 2)
+        monkeypatch.setattr("registry.repository.mirror._MANY_PACKS", 2)
         repository.snapshot(0)
         for number in range(5):
             origin.tag(f"m@v2.{number}.0", origin.commit({"x": str(number)}))

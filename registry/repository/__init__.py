@@ -1,0 +1,313 @@
+"""A mirrored Git repository: its tags, and the files of its revisions.
+
+origin      a URL, checked and rebuilt      objects     blobs, by one process that stays
+commands    the git binary                  mirror      what lies on disk, shared by all processes
+"""
+
+import fcntl
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeVar
+
+from registry import gto
+from registry.domain import RelPath, Revision, parse_revision
+from registry.errors import (
+    MirrorNotReady,
+    OriginUnavailable,
+    PathNotFound,
+    UnsafePath,
+)
+from registry.repository.commands import GitFailed, GitSilent
+from registry.repository.mirror import Mirror, State
+from registry.repository.objects import READ_LIMIT, Objects
+from registry.repository.origin import Origin
+
+logger = logging.getLogger(__name__)
+
+FETCH_LIMIT = 600.0
+"""Seconds a fetch may take."""
+_POLL = 0.05
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 5, 60
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The tags of the origin at `checked`, the Unix time of the last successful look at it."""
+
+    index: gto.Index
+    checked: float
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A refresh under way, and since when, in seconds of the monotonic clock."""
+
+    future: "Future[None]"
+    since: float
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The last refresh failed: the origin is left in peace from `since` to `until`."""
+
+    error: OriginUnavailable
+    since: float
+    until: float
+
+
+class Repository:
+    """A mirror of one origin, below the directory `mirror`. Safe to share between threads.
+
+    `username` and `password` are for https, `ssh_key` and `ssh_known_hosts` for ssh; the known
+    hosts default to those of the account. Fetches run on `executor`, and take `fetch_limit` seconds
+    at most. `clock` gives Unix time. Raises ValueError for a URL that is not allowed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        mirror: Path,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        ssh_key: Path | None = None,
+        ssh_known_hosts: Path | None = None,
+        executor: Executor,
+        clock: Callable[[], float] = time.time,
+        fetch_limit: float = FETCH_LIMIT,
+    ) -> None:
+        origin = Origin.parse(url).with_ssh(ssh_key, ssh_known_hosts)
+        if password is not None:
+            origin = origin.with_password(username or "git", password)
+        self.name = name
+        self._mirror = Mirror(mirror.absolute(), origin, fetch_limit)
+        self._objects = Objects(self._mirror.commands)
+        self._executor = executor
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._adopting = threading.Lock()
+        self._known: tuple[State, Snapshot] | None = None
+        self._flight: _Flight | None = None
+        self._failure: _Failure | None = None
+        self._damaged: float | None = None
+        self._closed = threading.Event()
+
+    def snapshot(self, max_age: float, wait: float = 4.0) -> Snapshot:
+        """The tags of the origin, as they were no more than `max_age` seconds ago.
+
+        When nobody looked since, the origin is looked at, and that is waited for, no longer than
+        `wait` seconds. The last snapshot there is does if that takes longer or fails; `checked`
+        tells. Nothing is waited for that was under way for `wait` seconds already. The index is the
+        same object as long as nothing changed.
+
+        Raises MirrorNotReady while the first clone is under way, and OriginUnavailable when it
+        failed. After a failure the origin is left in peace for some seconds.
+        """
+        needed = self._clock() - max_age
+        deadline = time.monotonic() + wait
+        while True:
+            snapshot = self._fresh(needed) or self._adopt()
+            if snapshot and self._is_fresh(snapshot, needed):
+                return snapshot
+            flight = self._begin(needed)
+            if flight is None:
+                break
+            until = min(deadline, flight.since + wait) if snapshot else deadline
+            if not self._landed(flight, until):
+                if snapshot:
+                    return snapshot
+                raise MirrorNotReady(self.name)
+        if snapshot is None:
+            raise self._unavailable()
+        return snapshot
+
+    def probe(self, wait: float) -> None:
+        """Asks the origin for its refs, for `wait` seconds at most. Raises OriginUnavailable."""
+        try:
+            self._mirror.look(wait)
+        except GitFailed as error:
+            raise OriginUnavailable(self.name, str(error)) from None
+
+    def contains(self, revision: Revision) -> bool:
+        """Whether the mirror has the commit. Raises OriginUnavailable."""
+        found = self._object(lambda: self._objects.size(f"{parse_revision(revision)}^{{commit}}"))
+        return found is not None and found[0] == revision
+
+    def files(self, revision: Revision, wanted: Callable[[str], bool]) -> Mapping[RelPath, str]:
+        """The regular files whose path is `wanted`: path -> id of the blob. Paths that a client
+        must not write to are left out. Raises PathNotFound without the revision, OriginUnavailable.
+        """
+        found = {}
+        for mode, _, oid, text in self._tree(RelPath.ROOT, revision, "-r"):
+            if mode.startswith("100") and wanted(text):
+                with suppress(UnsafePath):
+                    found[RelPath.parse(text)] = oid
+        return found
+
+    def find(self, revision: Revision, path: RelPath) -> str | None:
+        """The id of the blob of a regular file; None when there is none. Raises as `files` does."""
+        mode, _, oid = self._entry(revision, path)
+        return oid if mode.startswith("100") else None
+
+    def kind(self, revision: Revision, path: RelPath) -> Literal["file", "directory"] | None:
+        """What Git itself tracks there: a submodule counts as a directory, a link as a file.
+        Raises as `files` does.
+        """
+        if not path:
+            return "directory"
+        _, kind, _ = self._entry(revision, path)
+        return None if not kind else "file" if kind == "blob" else "directory"
+
+    def blob(self, oid: str, limit: int) -> bytes:
+        """The bytes of a blob. Raises InvalidMetadata for more than `limit` bytes, and
+        OriginUnavailable when the mirror lost it: it is cloned again then.
+        """
+        parse_revision(oid)  # object ids have the form of commit ids
+        data = self._object(lambda: self._objects.blob(oid, limit))
+        if data is None:
+            raise self._unreadable(GitFailed(f"object {oid[:10]} is missing"))
+        return data
+
+    def close(self) -> None:
+        """Ends every process that was started. A closed repository fetches no more."""
+        self._closed.set()
+        self._mirror.commands.stop()
+        self._objects.stop()
+
+    # Looking at the origin
+
+    def _is_fresh(self, snapshot: Snapshot, needed: float) -> bool:
+        # A check in the future means that the clock was set back: nobody knows how old it is.
+        return self._damaged is None and needed <= snapshot.checked <= self._clock()
+
+    def _fresh(self, needed: float) -> Snapshot | None:
+        known = self._known
+        return known[1] if known and self._is_fresh(known[1], needed) else None
+
+    def _adopt(self) -> Snapshot | None:
+        """The last snapshot there is, by this process or another one."""
+        with self._adopting:
+            known = self._known
+            for _ in range(3):  # the tags file may be replaced while it is looked for
+                state = self._mirror.state()
+                if state is None or (known and state == known[0]):
+                    break
+                if known and state.tags == known[0].tags:
+                    self._known = (state, replace(known[1], checked=state.checked))
+                    break
+                tags = self._mirror.tags(state)
+                if tags is not None:
+                    self._known = (state, Snapshot(gto.Index(tags), state.checked))
+                    break
+            return self._known[1] if self._known else None
+
+    def _begin(self, needed: float) -> _Flight | None:
+        """The refresh under way, or a new one; None when the origin is to be left in peace."""
+        with self._lock:
+            if self._flight and not self._flight.future.done():
+                return self._flight
+            failure, now = self._failure, self._clock()
+            if self._closed.is_set() or (failure and failure.since <= now < failure.until):
+                return None
+            try:
+                future = self._executor.submit(self._refresh, needed)
+            except RuntimeError:  # the executor was shut down
+                return None
+            self._flight = _Flight(future, time.monotonic())
+            return self._flight
+
+    def _landed(self, flight: _Flight, until: float) -> bool:
+        done, _ = wait([flight.future], max(0.0, until - time.monotonic()))
+        if done and not flight.future.cancelled():
+            flight.future.result()  # whatever is not ours to handle must not pass unseen
+        return bool(done)
+
+    def _refresh(self, needed: float) -> None:
+        """Looks at the origin, unless another process does and sees what is `needed`."""
+        try:
+            with self._mirror.open_lock() as lock:
+                while not _locked(lock):
+                    snapshot = self._adopt()
+                    if (snapshot and self._is_fresh(snapshot, needed)) or self._closed.wait(_POLL):
+                        return
+                snapshot = self._adopt()
+                if not (snapshot and self._is_fresh(snapshot, needed)):
+                    self._mirror.update(self._clock(), lock.fileno(), self._damaged)
+                    self._damaged = None
+            self._adopt()
+            self._failure = None
+        except (GitFailed, OSError) as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        problem = str(error)
+        if isinstance(error, OSError):
+            problem = f"its mirror cannot be written: {error.strerror}"
+        last, now = self._failure, self._clock()
+        pause = _SHORTEST_PAUSE if last is None else 2 * (last.until - last.since)
+        pause = min(int(pause), _LONGEST_PAUSE)
+        self._failure = _Failure(OriginUnavailable(self.name, problem, pause), now, now + pause)
+        if not self._closed.is_set():
+            logger.warning("repository %s cannot be fetched: %s", self.name, problem)
+
+    def _unavailable(self) -> OriginUnavailable:
+        if self._failure:
+            return replace(self._failure.error)
+        return OriginUnavailable(self.name, "the service is being stopped")
+
+    # Reading the mirror
+
+    def _object(self, ask: Callable[[], Answer]) -> Answer:
+        try:
+            return ask()
+        except GitFailed as error:
+            raise self._unreadable(error) from None
+
+    def _entry(self, revision: Revision, path: RelPath) -> tuple[str, str, str]:
+        """Mode, type and id of what is at the path; empty texts when nothing is."""
+        for mode, kind, oid, text in self._tree(path, revision):
+            if text == path:
+                return mode, kind, oid
+        return "", "", ""
+
+    def _tree(
+        self, path: RelPath, revision: Revision, *options: str
+    ) -> Iterator[tuple[str, str, str, str]]:
+        """Mode, type, id and path of what the revision holds there; names are not ours to trust."""
+        if not self.contains(revision):
+            raise PathNotFound(path or ".", revision, "the repository has no such commit")
+        command = ("ls-tree", "-z", "--full-tree", *options, "--end-of-options", revision)
+        paths = ("--", path) if path else ()
+        try:
+            listed = self._mirror.commands.read(*command, *paths, limit=READ_LIMIT)
+        except GitFailed as error:
+            raise self._unreadable(error) from None
+        for line in listed.split(b"\0")[:-1]:
+            head, _, name = line.partition(b"\t")
+            mode, kind, oid = head.decode().split()
+            with suppress(UnicodeDecodeError):
+                yield mode, kind, oid, name.decode()
+
+    def _unreadable(self, error: GitFailed) -> OriginUnavailable:
+        """Takes note, so that the next refresh clones again; slowness alone is no damage."""
+        logger.warning("the mirror of repository %s cannot be read: %s", self.name, error)
+        if not isinstance(error, GitSilent):
+            self._damaged = self._clock()
+        return OriginUnavailable(self.name, f"its mirror cannot be read: {error}")
+
+
+def _locked(lock: BinaryIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
