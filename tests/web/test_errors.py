@@ -31,7 +31,7 @@ def app() -> Flask:
     return app
 
 
-@pytest.mark.parametrize("kind", leaves())
+@pytest.mark.parametrize("kind", [*leaves()])
 def test_every_error_becomes_one_short_line_of_json(app: Flask, kind: type[RegistryError]) -> None:
     @app.get("/")
     def view() -> str:
@@ -47,7 +47,7 @@ def test_every_error_becomes_one_short_line_of_json(app: Flask, kind: type[Regis
         assert int(answer.headers["Retry-After"]) > 0
 
 
-@pytest.mark.parametrize("kind", leaves())
+@pytest.mark.parametrize("kind", [*leaves()])
 def test_every_error_says_what_is_wrong(kind: type[RegistryError]) -> None:
     assert example(kind).detail == str(example(kind))
     assert len(example(kind).detail) > 3
