@@ -26,6 +26,7 @@ from registry.services import Services
 from registry.settings import DEFAULT_FILE, Settings
 
 _UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST_LIFE = timedelta(days=36_500)
 
 
 _config_option = click.option(
@@ -44,7 +45,10 @@ def _duration(_: click.Context, parameter: click.Parameter, value: str) -> timed
     if not found:
         problem = f"{value!r} is not a number followed by m, h, d or w, such as 90d"
         raise click.BadParameter(problem, param=parameter)
-    return timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+    duration = timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+    if duration > _LONGEST_LIFE:
+        raise click.BadParameter(f"{value!r} is more than a hundred years", param=parameter)
+    return duration
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,7 +77,9 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check_command(config: Path, as_json: bool) -> None:
     """Validate the configuration, reach every repository, and get one byte from every location."""
-    findings = list(check.run(Services.of(Settings.load(config))))
+    services = Services.of(Settings.load(config))
+    click.get_current_context().call_on_close(services.close)
+    findings = list(check.run(services))
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
@@ -215,6 +221,7 @@ def _fail(message: str) -> NoReturn:
 def _access(settings: Settings) -> Access:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     access = Access(settings.database, settings.secret_keys)
+    click.get_current_context().call_on_close(access.close)
     access.create_tables()
     return access
 

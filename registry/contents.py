@@ -5,6 +5,7 @@ locations that the operator granted, and nothing else: no credentials, no endpoi
 leave the target directory.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sized
@@ -43,6 +44,8 @@ from registry.errors import (
 )
 from registry.repository import Repository
 from registry.storage import Grants, Reader
+
+logger = logging.getLogger(__name__)
 
 LARGEST_FILE = 1 << 20
 """Bytes of the largest dvc.yaml, dvc.lock or .dvc file that is read."""
@@ -223,7 +226,7 @@ class Contents:
         file = self._cache / name[:2] / name[2:]
         try:
             files = dvc_manifest.parse(file.read_bytes(), output.digest, str(url))
-        except (FileNotFoundError, InvalidMetadata):
+        except (OSError, InvalidMetadata):
             now = datetime.fromtimestamp(self._clock(), timezone.utc)
             origin = location.signer.origin(url.path, Entry(output.path, key), now)
             data = self._reader.read(origin, LARGEST_MANIFEST)
@@ -333,11 +336,22 @@ def _parsed(data: bytes, output: Output, url: StorageUrl) -> tuple[tuple[RelPath
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Puts a file in place whole or not at all: sibling processes read it without a lock."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-        temporary.write(data)
-    os.replace(temporary.name, file)
+    """Puts a file in place whole or not at all: sibling processes read it without a lock.
+
+    A cache that cannot be written, such as on a full disk, is no reason not to answer.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            try:
+                temporary.write(data)
+                temporary.flush()
+                os.replace(temporary.name, file)
+            except OSError:
+                os.unlink(temporary.name)
+                raise
+    except OSError as error:
+        logger.warning("the cache of manifests cannot be written: %s", error.strerror)
 
 
 def _size(value: Sized) -> int:

@@ -360,6 +360,8 @@ def _hang_up(response: urllib3.BaseHTTPResponse) -> None:
 
 def _problem(error: urllib3.exceptions.HTTPError) -> str:
     # The text of the error quotes the URL, and with it the signature.
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # which counts as a TimeoutError
+        return "it cannot be reached"
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return "it does not answer in time"
     if isinstance(error, urllib3.exceptions.SSLError):

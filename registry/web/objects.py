@@ -32,7 +32,7 @@ def blueprint(services: Services) -> Blueprint:
         if location is None:
             raise InvalidLink("the configuration no longer lists the location")
         headers = _headers(link)
-        if link.entry.md5 and request.if_none_match.contains(link.entry.md5):
+        if link.entry.md5 and request.if_none_match.contains_weak(link.entry.md5):
             return Response(status=304, headers=headers)
         handoff = services.handoffs.get(location.url)
         if handoff and link.url.path.startswith(f"{location.url.path}/"):

@@ -63,9 +63,8 @@ def test_a_link_that_was_changed_in_any_place_does_not_open(data):
     changed = made[:place] + other + made[place + 1 :]
 
     # The last character of base64 holds bits that stand for nothing: the signature is the same.
-    if place == len(made) - 1 and urlsafe_b64decode(changed[-43:] + "=") == urlsafe_b64decode(
-        made[-43:] + "="
-    ):
+    last = place == len(made) - 1 and other != "."
+    if last and urlsafe_b64decode(changed[-43:] + "=") == urlsafe_b64decode(made[-43:] + "="):
         return
     with pytest.raises(InvalidLink):
         LINKS.open(changed, NOW)

@@ -1,0 +1,351 @@
+"""The `registry` command: its verbs, what they print, and how they end."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from gitrepo import GitRepository
+from servers.process import free_ports
+from service import ENDPOINT, Store, artifacts, digest, output, remote
+
+from registry import __version__
+from registry.cli import cli
+
+PATIENCE = 30.0
+POLL = 0.05
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> GitRepository:
+    """A repository with one model, which lies in the directory `store`."""
+    md5 = Store(tmp_path / "store").put("the model")
+    origin = GitRepository(tmp_path / "origin.git")
+    origin.commit(
+        {
+            ".dvc/config": remote(f"file://{tmp_path}/store"),
+            "dvc.yaml": artifacts(m="model.pkl"),
+            "model.pkl.dvc": output("model.pkl", md5),
+        }
+    )
+    origin.tag("m@v1.0.0")
+    return origin
+
+
+@pytest.fixture
+def config(tmp_path: Path, origin: GitRepository) -> Path:
+    """A configuration that serves it."""
+    return write(
+        tmp_path / "registry.yaml",
+        data_dir=str(tmp_path / "var"),
+        secret_key="k" * 40,
+        repositories=[{"url": str(origin.path), "name": "team/models"}],
+        storage=[{"url": f"file://{tmp_path}/store", "repositories": ["team/*"]}],
+    )
+
+
+def write(file: Path, **values: object) -> Path:
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def run(config: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, [*arguments, "--config", str(config)])
+
+
+def verbs(group: click.Group = cli, *path: str) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs(command, *path, name)
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("verb", [*verbs()], ids=" ".join)
+def test_every_verb_explains_itself(verb) -> None:
+    done = CliRunner().invoke(cli, [*verb, "--help"])
+
+    assert done.exit_code == 0
+    assert done.output.startswith("Usage: ")
+    assert CliRunner().invoke(cli, [*verb, "-h"]).output == done.output
+
+
+def test_it_tells_its_version() -> None:
+    assert __version__ in CliRunner().invoke(cli, ["--version"]).output
+
+
+# ------------------------------------------------------------------------------- tokens
+
+
+def test_a_new_token_alone_goes_to_standard_output(config) -> None:
+    done = run(config, "token", "create", "--name", "ci", "--repository", "team/*")
+
+    assert done.exit_code == 0
+    assert re.fullmatch(r"reg_[\w-]{43}\.[\w-]+\n", done.stdout)
+    assert "team/*" in done.stderr
+    assert done.stdout.strip() not in done.stderr
+
+
+def test_a_token_is_created_listed_and_revoked(config) -> None:
+    created = json.loads(run(config, "token", "create", "--name", "ci", "--json").output)
+    (listed,) = json.loads(run(config, "token", "list", "--json").output)
+    table = run(config, "token", "list").output
+    revoked = run(config, "token", "revoke", created["id"])
+    (after,) = json.loads(run(config, "token", "list", "--json").output)
+
+    assert {**listed, "token": created["token"]} == created
+    assert listed["repositories"] == ["*"]
+    assert listed["scopes"] == ["models:read"]
+    assert listed["revoked"] is None
+    assert table.splitlines()[0].split() == [
+        "ID",
+        "NAME",
+        "SCOPES",
+        "REPOSITORIES",
+        "EXPIRES",
+        "STATE",
+    ]
+    assert table.splitlines()[1].split()[-1] == "active"
+    assert created["token"] not in table
+    assert (revoked.exit_code, created["id"] in revoked.output) == (0, True)
+    assert after["revoked"]
+    assert "revoked" in run(config, "token", "list").output
+
+
+def test_a_token_that_does_not_exist_cannot_be_revoked(config) -> None:
+    done = python("token", "revoke", "nobody", "--config", str(config))
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: No token has the id 'nobody'.\n"
+
+
+@pytest.mark.parametrize("span", ["90", "d", "-1d", "0d", "1y", "1.5h", "9999999d", ""])
+def test_the_life_of_a_token_is_a_number_and_a_unit(config, span) -> None:
+    done = run(config, "token", "create", "--name", "ci", "--expires", span)
+
+    assert done.exit_code == 2
+    assert "such as 90d" in done.output
+
+
+@pytest.mark.parametrize(
+    ("span", "code"), [("5200w", 0), ("36500d", 0), ("5300w", 2), ("999999w", 2)]
+)
+def test_no_token_lives_longer_than_a_hundred_years(config, span, code) -> None:
+    done = run(config, "token", "create", "--name", "ci", "--expires", span)
+
+    assert done.exit_code == code, done.output
+
+
+def test_a_scope_that_does_not_exist_is_a_usage_error(config) -> None:
+    assert run(config, "token", "create", "--name", "ci", "--scope", "admin").exit_code == 2
+
+
+# ------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    "verb", [("serve",), ("check",), ("token", "list"), ("token", "create", "--name", "x")]
+)
+def test_a_wrong_configuration_is_one_line_that_names_the_key(tmp_path, verb) -> None:
+    wrong = write(tmp_path / "wrong.yaml", secret_key="k" * 40, repositorys=[])
+
+    done = python(*verb, "--config", str(wrong))
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: repositorys: unknown key; did you mean repositories?\n"
+
+
+def test_a_configuration_that_is_not_there_is_one_line(tmp_path) -> None:
+    done = python("check", "--config", str(tmp_path / "nowhere.yaml"))
+
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"Error: {tmp_path}/nowhere.yaml: cannot be read: No such file or directory\n"
+    )
+
+
+def test_the_configuration_may_be_named_by_the_environment(config) -> None:
+    done = python("token", "list", "--json", environ={"REGISTRY_CONFIG": str(config)})
+
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+
+
+def python(*arguments: str, environ: dict[str, str] | None = None):
+    """`python -m registry` with these arguments, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "registry", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        env={**clean(), **(environ or {})},
+    )
+
+
+def clean() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("REGISTRY_")}
+
+
+# --------------------------------------------------------------------------------- check
+
+
+def test_check_says_of_everything_that_it_is_well(config, tmp_path) -> None:
+    done = run(config, "check", "--json")
+    table = run(config, "check").output
+
+    assert done.exit_code == 0
+    assert json.loads(done.output) == [
+        {"ok": True, "kind": "repository", "name": "team/models", "result": "1 artifacts"},
+        {
+            "ok": True,
+            "kind": "storage",
+            "name": f"file://{tmp_path}/store",
+            "result": f"signed and read 1 byte of {str(tmp_path)[1:]}/store/files/md5/"
+            f"{digest('the model')[:2]}/{digest('the model')[2:]}",
+        },
+    ]
+    assert [line.split()[0] for line in table.splitlines()] == ["KIND", "ok", "ok"]
+
+
+def test_check_goes_on_after_a_failure_and_says_so_in_its_exit_code(config, tmp_path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["repositories"].insert(0, {"url": str(tmp_path / "gone.git"), "name": "gone/gone"})
+    settings["storage"].append({"url": "http://127.0.0.1:9/x", "repositories": ["*"]})
+    settings["storage"].append({"url": f"file://{tmp_path}/empty", "repositories": ["*"]})
+    write(config, **settings)
+
+    done = run(config, "check", "--json")
+
+    rows = {row["name"].removeprefix("file://"): row for row in json.loads(done.output)}
+    assert done.exit_code == 1
+    assert [row["ok"] for row in rows.values()] == [False, True, True, False, True]
+    assert "cannot be fetched" in rows["gone/gone"]["result"]
+    assert "cannot be reached" in rows["http://127.0.0.1:9/x"]["result"]
+    assert "no artifact's latest version lies here" in rows[f"{tmp_path}/empty"]["result"]
+    assert "FAIL" in run(config, "check").output
+
+
+def test_check_finds_an_object_that_was_never_pushed(config, tmp_path) -> None:
+    shutil.rmtree(tmp_path / "store")
+
+    done = run(config, "check", "--json")
+
+    assert done.exit_code == 1
+    assert "run `dvc push`" in json.loads(done.output)[1]["result"]
+
+
+# --------------------------------------------------------------------------------- serve
+
+
+@contextmanager
+def running(*arguments: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """`python -m registry` with these arguments, stopped by SIGTERM in the end."""
+    with open(directory / "log", "w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "registry", *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=directory,
+            env={**clean(), "PYTHONUNBUFFERED": "1"},
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+def wait_until(process, ready, log: Path):
+    """What `ready` returns once that is something. It may fail with an OSError until then."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            if found := ready():
+                return found
+        except OSError:
+            pass
+        time.sleep(POLL)
+    raise AssertionError(f"not ready in time:\n{log.read_text()}")
+
+
+def get(url: str, **headers: str) -> bytes:
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        body: bytes = response.read()
+        return body
+
+
+def test_serve_answers_until_it_is_told_to_stop(config, tmp_path) -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    write(config, **yaml.safe_load(config.read_text()), public_url=url)
+    token = run(config, "token", "create", "--name", "ci").stdout.strip()
+
+    with running(
+        "serve", "--config", str(config), "--port", str(port), directory=tmp_path
+    ) as process:
+        log = tmp_path / "log"
+        wait_until(process, lambda: get(f"{url}/healthz"), log)
+        answer = json.loads(
+            get(f"{url}{ENDPOINT}?repo=team/models&name=m", Authorization=f"token {token}")
+        )
+        data = get(answer["model.pkl"])
+
+    assert data == b"the model"
+    assert process.returncode == 0
+    assert token not in log.read_text()
+    assert "/objects/" not in log.read_text()
+
+
+# ---------------------------------------------------------------------------------- demo
+
+
+def commands(guide: str) -> list[str]:
+    """The shell commands that the demo prints: lines indented by two, joined at backslashes."""
+    joined = guide.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.startswith("  curl ")]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_commands_that_the_demo_prints_work_as_they_are(tmp_path) -> None:
+    (port,) = free_ports(1)
+    log, told = tmp_path / "log", []
+    for _ in range(2):
+        with running(
+            "demo", "--directory", "demo", "--port", str(port), directory=tmp_path
+        ) as process:
+            guide = wait_until(
+                process, lambda: "Ctrl-C" in log.read_text() and log.read_text(), log
+            )
+            done = [
+                subprocess.run(
+                    ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+                )
+                for command in commands(guide)
+            ]
+        told.append(commands(guide))
+
+        assert [one.returncode for one in done] == [0, 0], done
+        assert list(json.loads(done[0].stdout)) == ["model.pkl"]
+        assert done[1].stdout == "model.pkl: OK\n"
+        assert process.returncode == 0
+    assert told[0][0] == told[1][0]  # the same token, and the same question
