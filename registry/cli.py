@@ -22,6 +22,7 @@ import click
 from registry import __version__, check, demo
 from registry.access import SCOPES, Access, Token
 from registry.errors import RegistryError
+from registry.repository.commands import require_git
 from registry.services import Services
 from registry.settings import DEFAULT_FILE, Settings
 
@@ -64,7 +65,8 @@ def cli() -> None:
 @click.option("--workers", default=2, show_default=True, help="Worker processes.")
 def serve(config: Path, host: str, port: int, workers: int) -> None:
     """Start the service: gunicorn on the configuration."""
-    # A wrong configuration is said here, once, and not by every worker.
+    # What is wrong is said here, once, and not by every worker.
+    require_git()
     settings = Settings.load(config)
     Services.of(settings)
     _access(settings)
@@ -77,6 +79,7 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def check_command(config: Path, as_json: bool) -> None:
     """Validate the configuration, reach every repository, and get one byte from every location."""
+    require_git()
     services = Services.of(Settings.load(config))
     click.get_current_context().call_on_close(services.close)
     findings = list(check.run(services))
@@ -187,22 +190,24 @@ def revoke_token(config: Path, token_id: str) -> None:
 @click.option("--port", default=8080, show_default=True, help="Where a new demo listens.")
 def demo_command(directory: Path, port: int) -> None:
     """Start the service on a small embedded demo, and print commands to try."""
+    require_git()
     settings = demo.create(directory, f"http://localhost:{port}")
     address = urlsplit(settings.public_url)
     secret = demo.token(directory, _access(settings))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # from now on, the server ends with us
     server = subprocess.Popen(
         _gunicorn(address.hostname or "localhost", address.port or 80, workers=2),
         env=_environment(directory / "registry.yaml"),
     )
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
         if _is_up(server, settings.public_url):
             click.echo(_guide(settings.public_url, secret, directory))
         sys.exit(server.wait())
     except KeyboardInterrupt:
-        sys.exit(server.wait())
+        sys.exit(0)
     finally:
         server.terminate()
+        server.wait()
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ class Contents:
 
         def config(path: RelPath) -> Config:
             blob = files.get(path)
-            data = repository.blob(blob, LARGEST_FILE) if blob else b""
+            data = _bytes(repository, blob, path) if blob else b""
             parsed = dvc_config.parse(data, path)
             return replace(parsed, default=default_remote) if default_remote else parsed
 
@@ -145,7 +145,7 @@ class Contents:
         """The YAML of a blob, parsed once: many revisions share it. Never to be changed."""
         known = self._get(self._documents, blob)
         if known is None:
-            data = repository.blob(blob, LARGEST_FILE)
+            data = _bytes(repository, blob, file)
             known = self._put(self._documents, blob, (len(data), dvc_yaml.load(data, file)))
         return known[1]
 
@@ -291,6 +291,14 @@ class Contents:
             if cache.getsizeof(value) <= cache.maxsize:
                 cache[key] = value
         return value
+
+
+def _bytes(repository: Repository, blob: str, file: RelPath) -> bytes:
+    """A metadata file. The repository knows it by the id of its blob, and people by its path."""
+    try:
+        return repository.blob(blob, LARGEST_FILE)
+    except InvalidMetadata as error:
+        raise InvalidMetadata(file, error.problem) from None
 
 
 def _single(

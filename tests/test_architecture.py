@@ -78,6 +78,7 @@ ALLOWED = {
         "registry.check",
         "registry.demo",
         "registry.errors",
+        "registry.repository.commands",
         "registry.services",
         "registry.settings",
     },

@@ -22,8 +22,10 @@ from registry.errors import (
     NotFound,
     OriginUnavailable,
     PathNotFound,
+    SettingsError,
 )
 from registry.repository import Repository
+from registry.repository.commands import require_git
 
 NOWHERE = Revision("0" * 40)
 SECRET = "correct-horse-battery"
@@ -923,3 +925,27 @@ class TestSsh:
         )
         with pytest.raises(OriginUnavailable, match="refuses the SSH key"):
             repository.snapshot(0, wait=20)
+
+
+@pytest.mark.parametrize(
+    ("says", "problem"),
+    [
+        ("echo git version 2.35.9", "2.36 or newer is needed"),
+        ("echo not a version", "2.36 or newer is needed"),
+        ("exit 127", "not found on the PATH"),
+    ],
+)
+def test_a_git_that_is_too_old_or_absent_is_said_before_anything_starts(
+    says: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shim = tmp_path / "git"
+    shim.write_text(f"#!/bin/sh\n{says}\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    with pytest.raises(SettingsError, match=problem):
+        require_git()
+
+
+def test_the_git_of_this_machine_is_new_enough() -> None:
+    require_git()

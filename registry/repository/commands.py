@@ -19,6 +19,7 @@ from pathlib import Path
 from git.cmd import Git
 from git.exc import GitError
 
+from registry.errors import SettingsError
 from registry.repository.origin import UNPRINTABLE, Origin
 
 
@@ -114,6 +115,22 @@ _REASONS = {
     "No space left on device": "no space is left for the mirror",
 }
 """What Git says, by regular expression, and what we make of it."""
+
+
+OLDEST_GIT = (2, 36)
+"""The first with `cat-file --batch-command`."""
+
+
+def require_git() -> None:
+    """Raises SettingsError when there is no git on the PATH, or one that is too old."""
+    wanted = ".".join(map(str, OLDEST_GIT))
+    try:
+        said = str(Git("/").execute(["git", "--version"]))
+    except GitError:
+        raise SettingsError("git", f"not found on the PATH: install {wanted} or newer") from None
+    found = re.search(r"(\d+)\.(\d+)", said)
+    if not found or (int(found[1]), int(found[2])) < OLDEST_GIT:
+        raise SettingsError("git", f"{wanted} or newer is needed, and this is {said[:50]!r}")
 
 
 class Commands:
