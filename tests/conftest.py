@@ -7,6 +7,7 @@ import pytest
 from servers import azurite as azurite_server
 from servers import juicefs as juicefs_server
 from servers import nginx as nginx_server
+from servers import postgresql as postgresql_server
 from servers import s3
 from servers import seaweedfs as seaweedfs_server
 from servers.process import tail
@@ -115,4 +116,11 @@ def azurite_https(servers_directory: Path) -> Iterator[azurite_server.Azurite]:
 def nginx(servers_directory: Path) -> Iterator[nginx_server.Nginx]:
     """A web server with files: open, behind a password, and behind signed links."""
     with nginx_server.start(_own(servers_directory, "nginx")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql(servers_directory: Path) -> Iterator[postgresql_server.PostgreSQL]:
+    """PostgreSQL, for databases that several hosts share."""
+    with postgresql_server.start(_own(servers_directory, "postgresql")) as server:
         yield server

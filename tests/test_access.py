@@ -1,11 +1,12 @@
 """Tokens are shown once, kept by nobody, and end when they should."""
 
-import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from registry.access import FRESH, GRACE, Access, require
 from registry.domain import Principal
@@ -30,14 +31,27 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgresql").create_database()
+        return url
+    return f"sqlite:///{tmp_path / 'registry.db'}"
+
+
 @pytest.fixture
-def make(tmp_path: Path, clock: Clock) -> Callable[..., Access]:
+def make(database: str, clock: Clock) -> Iterator[Callable[..., Access]]:
+    opened = []
+
     def access(*keys: str) -> Access:
-        made = Access(f"sqlite:///{tmp_path / 'registry.db'}", list(keys or (OLD,)), clock)
+        made = Access(database, list(keys or (OLD,)), clock)
         made.create_tables()
+        opened.append(made)
         return made
 
-    return access
+    yield access
+    for made in opened:
+        made.close()
 
 
 def issue(access: Access, days: int = 90) -> tuple[str, str]:
@@ -128,16 +142,17 @@ def test_a_token_ends_on_the_second_even_when_it_was_just_checked(
 
 
 def test_the_database_holds_nothing_that_could_be_used(
-    make: Callable[..., Access], tmp_path: Path
+    make: Callable[..., Access], database: str
 ) -> None:
     access = make()
     _, text = issue(access)
     secret = text.removeprefix("reg_").partition(".")[0]
     access.principal(text)
 
-    with sqlite3.connect(tmp_path / "registry.db") as database:
-        dump = "\n".join(database.iterdump())
-    database.close()
+    engine = sa.create_engine(database)
+    with engine.connect() as connection:
+        dump = repr(connection.execute(sa.text("SELECT * FROM tokens")).all())
+    engine.dispose()
 
     assert "ci" in dump
     assert text not in dump
@@ -170,23 +185,48 @@ def test_keys_rotate_without_ending_the_tokens_of_the_older_one(
 
 
 def test_a_known_token_outlives_the_database_for_a_while_and_then_fails_closed(
-    make: Callable[..., Access], clock: Clock, tmp_path: Path
+    make: Callable[..., Access], clock: Clock, database: str
 ) -> None:
     access = make()
     _, known = issue(access)
     _, unknown = issue(access)
     access.principal(known)
-    (tmp_path / "registry.db").rename(tmp_path / "away")
-    access._engine.dispose()
-    (tmp_path / "registry.db").mkdir()
 
-    clock.now += FRESH + 1
+    access.close()  # or else SQLite goes on reading a file that was moved away
+    with outage(database):
+        clock.now += FRESH + 1
+        assert access.principal(known).name == "ci"
+        with pytest.raises(DatabaseUnavailable):
+            access.principal(unknown)
+        clock.now += GRACE
+        with pytest.raises(DatabaseUnavailable):
+            access.principal(known)
+
     assert access.principal(known).name == "ci"
-    with pytest.raises(DatabaseUnavailable):
-        access.principal(unknown)
-    clock.now += GRACE
-    with pytest.raises(DatabaseUnavailable):
-        access.principal(known)
+    assert access.principal(unknown).name == "ci"
+
+
+@contextmanager
+def outage(database: str) -> Iterator[None]:
+    """Takes the database away, also from those who are connected to it."""
+    url = sa.make_url(database)
+    if url.get_backend_name() == "sqlite":
+        file, away = Path(str(url.database)), Path(f"{url.database}.away")
+        file.rename(away)
+        file.mkdir()  # or else a new database would be made
+        yield
+        file.rmdir()
+        away.rename(file)
+        return
+    engine = sa.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    allow = "ALTER DATABASE {} ALLOW_CONNECTIONS {}"
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
+    with engine.connect() as connection:
+        connection.execute(sa.text(allow.format(url.database, "false")))
+        connection.execute(sa.text(end.format(url.database)))
+        yield
+        connection.execute(sa.text(allow.format(url.database, "true")))
+    engine.dispose()
 
 
 def test_a_principal_without_the_scope_is_refused() -> None:
