@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check compat format lock image clean
+.PHONY: help run test check fuzz compat format lock image bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +23,9 @@ check: $(VENV)/.checked ## Format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+fuzz: $(VENV)/.servers ## Five minutes of hostile input for every parser; FUZZ_ARGS='--seconds 60 yaml'
+	$(BIN)/python -m fuzz $(FUZZ_ARGS)
+
 compat: $(VENV)/.servers ## Only the tests that drive real clients
 	$(BIN)/python -m pytest tests/compat $(PYTEST_ARGS)
 
@@ -36,6 +40,9 @@ lock: $(VENV)/.installed ## Write constraints.txt anew, for every Python that is
 
 image: ## Build the container image
 	docker build --tag git-model-registry .
+
+bench: $(VENV)/.servers ## Measure everything that is promised about speed
+	$(BIN)/python -m benchmarks.run
 
 clean: ## Remove what was installed and built; var/ stays
 	rm -rf $(VENV) .venv-dvc .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """Links a second: ours beside botocore's and Azure's own, in one run, as ratios.
 
-    python benchmarks/signing.py
+    python -m benchmarks.signing
 
 Each figure is the median of several rounds in which both sides alternate, so that a machine that
 gets slower in the middle slows both. The outputs are compared before anything is timed.

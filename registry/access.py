@@ -6,26 +6,26 @@ by the SHA-256 of its secret, so that neither a dump of it nor the signing key a
 """
 
 import hashlib
+import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import sqlalchemy as sa
 from itsdangerous import BadSignature, Signer
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
 
+from registry.database import engine_of, translated
 from registry.domain import Principal
 from registry.errors import DatabaseUnavailable, Forbidden, TokenNotFound, Unauthenticated
 
-SCOPES = ("models:read",)
+SCOPES = ("models:read", "metrics:read")
 """What a token can be allowed to do."""
 
 PREFIX = "reg_"
+# The one way a token is written: what decodes to the same would be remembered once more.
+_TOKEN = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{43}}\.[A-Za-z0-9_-]{{42}}[AEIMQUYcgkosw048]")
 FRESH = 2.0
 """Seconds for which a checked token is not looked up again: a revocation holds within them."""
 GRACE = 30.0
@@ -82,7 +82,7 @@ class Access:
     def __init__(
         self, database: str, secret_keys: list[str], clock: Callable[[], float] = time.time
     ) -> None:
-        self._engine = _engine(database)
+        self._engine = engine_of(database)
         self._signer = Signer(
             secret_keys, salt="registry.token", key_derivation="hmac", digest_method=hashlib.sha256
         )
@@ -91,7 +91,7 @@ class Access:
 
     def create_tables(self) -> None:
         """Makes the tables that are missing; harmless when all are there."""
-        with _translated():
+        with translated():
             _metadata.create_all(self._engine)
 
     def create(
@@ -109,13 +109,13 @@ class Access:
             "expires": int(expires.timestamp()),
             "revoked": None,
         }
-        with _translated(), self._engine.begin() as connection:
+        with translated(), self._engine.begin() as connection:
             connection.execute(sa.insert(_tokens).values(row))
         return _token(row), PREFIX + self._signer.sign(secret).decode()
 
     def tokens(self) -> list[Token]:
         """Every token ever issued, oldest first."""
-        with _translated(), self._engine.connect() as connection:
+        with translated(), self._engine.connect() as connection:
             rows = connection.execute(sa.select(_tokens).order_by(_tokens.c.created, _tokens.c.id))
             return [_token(dict(row._mapping)) for row in rows]
 
@@ -127,7 +127,7 @@ class Access:
             .values(revoked=sa.func.coalesce(_tokens.c.revoked, int(self._clock())))
             .returning(_tokens)
         )
-        with _translated(), self._engine.begin() as connection:
+        with translated(), self._engine.begin() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             raise TokenNotFound(token_id)
@@ -145,16 +145,15 @@ class Access:
         return token.principal
 
     def _look_up(self, text: str, now: float, known: Token | None) -> Token:
-        prefix, signed = text[: len(PREFIX)], text[len(PREFIX) :]
         try:
-            secret = self._signer.unsign(signed).decode()
+            if not _TOKEN.fullmatch(text):
+                raise BadSignature("it is not spelled as tokens are")
+            secret = self._signer.unsign(text.removeprefix(PREFIX)).decode()
         except BadSignature:
-            secret = ""
-        if prefix != PREFIX or not secret:
-            raise Unauthenticated("not a token of this registry")
+            raise Unauthenticated("not a token of this registry") from None
         query = sa.select(_tokens).where(_tokens.c.digest == _digest(secret))
         try:
-            with _translated(), self._engine.connect() as connection:
+            with translated(), self._engine.connect() as connection:
                 row = connection.execute(query).one_or_none()
         except DatabaseUnavailable:
             if known is None:
@@ -166,6 +165,16 @@ class Access:
         token = _token(dict(row._mapping))
         self._checked[text] = (token, now)
         return token
+
+    def probe(self) -> float | None:
+        """Asks the database for its time: Unix seconds, or None where it has no clock of its own.
+        Raises DatabaseUnavailable.
+        """
+        own = self._engine.dialect.name != "sqlite"
+        epoch = sa.extract("epoch", sa.func.clock_timestamp())
+        with translated(), self._engine.connect() as connection:
+            found = connection.execute(sa.select(epoch if own else sa.literal(0))).scalar_one()
+        return float(found) if own else None
 
     def close(self) -> None:
         """Closes the connections to the database."""
@@ -190,26 +199,3 @@ def _token(row: dict[str, object]) -> Token:
         expires=moment(row["expires"]),
         revoked=moment(row["revoked"]) if row["revoked"] is not None else None,
     )
-
-
-def _engine(database: str) -> sa.Engine:
-    engine = sa.create_engine(database, pool_pre_ping=True)
-    if engine.dialect.name == "sqlite":
-
-        @sa.event.listens_for(engine, "connect")
-        def _wait_for_writers(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA busy_timeout=2000")
-            cursor.close()
-
-    return engine
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        # The text of a database error can hold the statement's values and the URL: keep the kind.
-        raise DatabaseUnavailable(type(error).__name__) from None

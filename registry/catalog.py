@@ -5,9 +5,13 @@ A request takes these steps, all of them in memory once the mirror is fresh and 
     spelling -> repository -> snapshot of its tags -> revision -> manifest -> links
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import groupby
 
 from registry.contents import Contents
 from registry.domain import (
@@ -21,6 +25,7 @@ from registry.domain import (
 from registry.errors import (
     InvalidRequest,
     MirrorNotReady,
+    MirrorStale,
     NotFound,
     RepositoryNotFound,
     SettingsError,
@@ -30,6 +35,8 @@ from registry.storage import Grants, Links, Location
 
 GIT_WAIT = 4.0
 """Seconds a request waits for Git. DVC's client gives up after 5 s without a byte."""
+IMPORT_WAIT = 1.0
+"""Seconds it waits for the source of a `dvc import`, on top of that."""
 RECHECK = 2.0
 """Seconds between two looks at the origin for what the known tags do not name."""
 
@@ -44,18 +51,21 @@ class Mirrored:
     refresh: float
     spellings: tuple[str, ...]
 
-    def snapshot(self, selector: Selector) -> Snapshot:
-        """The tags to answer `selector` from, fresh enough for it.
+    def snapshot(self, selector: Selector, max_age: float | None, wait: float) -> Snapshot:
+        """The tags to answer `selector` from, fresh enough for it and no older than `max_age`
+        seconds if that is given. Waits for Git for `wait` seconds at most.
 
         A registered version does not move: it is answered at once, while the tags are brought up
         to date behind the request's back.
         """
-        if selector.version:
-            try:
+        if selector.version and max_age is None:
+            with suppress(MirrorNotReady, MirrorStale):
                 return self.repository.snapshot(self.refresh, 0.0)
-            except MirrorNotReady:
-                pass
-        return self.repository.snapshot(self.refresh, GIT_WAIT)
+        return self.repository.snapshot(self.allowed(max_age), wait)
+
+    def allowed(self, max_age: float | None) -> float:
+        """The seconds by which an answer may lag behind, for who wants no more than `max_age`."""
+        return self.refresh if max_age is None else min(self.refresh, max_age)
 
 
 class Repositories:
@@ -88,20 +98,28 @@ class Repositories:
             raise RepositoryNotFound(spelling[:255])
         return self._by_name[seen[0]]
 
+    def claimed(self, url: str) -> Mirrored | None:
+        """The repository with this URL, however spelled, or this name; None for none or several.
+        For whoever proves by other means that they may speak of it.
+        """
+        names = self._by_spelling.get(canonical_repository(url) or "", set())
+        return self._by_name[next(iter(names))] if len(names) == 1 else None
+
     def at(self, principal: Principal, spelling: str, revision: Revision) -> Repository:
         """The same, as the source of a `dvc import`: with the revision there, if it exists."""
-        mirrored = self.open(principal, spelling)
-        mirrored.repository.snapshot(mirrored.refresh, GIT_WAIT)
-        if not mirrored.repository.contains(revision):
-            mirrored.repository.snapshot(RECHECK, GIT_WAIT)
-        return mirrored.repository
+        repository = self.open(principal, spelling).repository
+        repository.snapshot(math.inf, IMPORT_WAIT)  # what is there will do: a revision never moves
+        if not repository.contains(revision):
+            repository.snapshot(RECHECK, IMPORT_WAIT)
+        return repository
 
 
 @dataclass(frozen=True)
 class Resolution:
     """What a selector means right now: an artifact at a revision of a repository.
 
-    `checked` is the Unix time at which the origin was last seen to have these tags.
+    `checked` is the Unix time at which the origin was last seen to have these tags; `stale` says
+    that this was longer ago than was allowed.
     """
 
     repository: Repository
@@ -111,15 +129,43 @@ class Resolution:
     tag: str
     deprecated: bool
     checked: float
+    stale: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Entries that are signed for alike; `prefix` and the key of each make its path."""
+
+    links: Links
+    prefix: str
+    entries: Collection[Entry]
 
 
 @dataclass(frozen=True)
 class Download:
-    """Links to every file of an artifact: path in the repository -> URL, until `expires`."""
+    """Links to every file of an artifact, good until `expires`.
+
+    Iterating gives pairs of a path in the repository and its URL, signed as they are asked for.
+    That cannot fail any more: what could be refused was refused before there is a Download.
+    """
 
     resolution: Resolution
-    uris: Mapping[str, str]
     expires: datetime
+    _parts: tuple[_Part, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part.entries) for part in self._parts)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for part in self._parts:
+            sign, prefix = part.links.sign, part.prefix
+            for entry in part.entries:
+                yield entry.path, sign(prefix + entry.key, entry)
+
+    @property
+    def uris(self) -> Mapping[str, str]:
+        """All of them at once: path -> URL."""
+        return dict(self)
 
 
 class Catalog:
@@ -142,22 +188,34 @@ class Catalog:
         self._lifetime = lifetime
         self._clock = clock
 
-    def resolve(self, principal: Principal, spelling: str, selector: Selector) -> Resolution:
+    def resolve(
+        self,
+        principal: Principal,
+        spelling: str,
+        selector: Selector,
+        max_age: float | None = None,
+    ) -> Resolution:
         """The revision that `selector` means in the repository so spelled.
 
         An answer for a stage or the latest version lags behind the origin by no more than the
         repository's `refresh`, while the origin can be reached. What the known tags do not name is
-        looked for at the origin once more, so that a tag pushed a second ago is found.
+        looked for at the origin once more, so that a tag pushed a second ago is found. `max_age`,
+        in seconds, asks for less than `refresh`, down to a look at the origin right now.
         Raises InvalidRequest, NotFound, Unavailable.
         """
         if not spelling:
             raise InvalidRequest("repo", "name the repository, for example repo=owner/name")
         mirrored = self._repositories.open(principal, spelling)
-        snapshot = mirrored.snapshot(selector)
+        begun, deadline = self._clock(), time.monotonic() + GIT_WAIT
+        needed = begun - mirrored.allowed(max_age)
+        snapshot = mirrored.snapshot(selector, max_age, GIT_WAIT)
         try:
             found = snapshot.index.resolve(selector)
         except NotFound:
-            newer = mirrored.repository.snapshot(RECHECK, GIT_WAIT)
+            if snapshot.checked > begun:
+                raise  # that was looked at for this very request
+            left = max(0.0, deadline - time.monotonic())
+            newer = mirrored.repository.snapshot(RECHECK, left)
             if newer.index is snapshot.index:
                 raise
             snapshot, found = newer, newer.index.resolve(selector)
@@ -169,6 +227,7 @@ class Catalog:
             tag=found.tag,
             deprecated=found.deprecated,
             checked=snapshot.checked,
+            stale=snapshot.checked < needed,
         )
 
     def manifest(self, principal: Principal, resolution: Resolution) -> Manifest:
@@ -177,32 +236,41 @@ class Catalog:
             principal, resolution.repository, resolution.revision, resolution.selector.artifact
         )
 
-    def download_uris(self, principal: Principal, spelling: str, selector: Selector) -> Download:
+    def download_uris(
+        self,
+        principal: Principal,
+        spelling: str,
+        selector: Selector,
+        max_age: float | None = None,
+    ) -> Download:
         """Links to every file of the artifact. Raises what `resolve` and `manifest` raise.
 
         All links of one location are signed with one set of credentials.
         """
-        resolution = self.resolve(principal, spelling, selector)
+        resolution = self.resolve(principal, spelling, selector, max_age)
         manifest = self.manifest(principal, resolution)
         now = datetime.fromtimestamp(self._clock(), timezone.utc)
         opened: dict[int, Links] = {}
-        uris: dict[str, str] = {}
-        for location, path, entry in self._located(manifest):
+        parts = []
+        for location, prefix, entries in self._located(manifest):
             links = opened.get(id(location))
             if links is None:
                 links = opened[id(location)] = location.signer.links(now, self._lifetime)
-            uris[entry.path] = links.sign(path, entry)
-        return Download(resolution, uris, min(links.expires for links in opened.values()))
+            parts.append(_Part(links, prefix, entries))
+        expires = min(links.expires for links in opened.values())
+        return Download(resolution, expires, tuple(parts))
 
-    def _located(self, manifest: Manifest) -> Iterator[tuple[Location, str, Entry]]:
-        """Each entry with the location that may be signed for, and its path there."""
+    def _located(self, manifest: Manifest) -> Iterator[tuple[Location, str, Collection[Entry]]]:
+        """Entries with the location that may be signed for, and what precedes their keys there."""
         for group in manifest.groups:
+            prefix = f"{group.storage.path}/" if group.storage.path else ""
             if self._grants.divides(group.storage):
-                for entry in group.entries:
-                    url = group.storage.below(entry.key)
-                    yield self._grants.locate(group.repository, url), url.path, entry
+                located = (
+                    (self._grants.locate(group.repository, group.storage.below(entry.key)), entry)
+                    for entry in group.entries
+                )
+                for _, run in groupby(located, key=lambda pair: id(pair[0])):
+                    pairs = list(run)
+                    yield pairs[0][0], prefix, [entry for _, entry in pairs]
             else:
-                location = self._grants.locate(group.repository, group.storage)
-                prefix = f"{group.storage.path}/" if group.storage.path else ""
-                for entry in group.entries:
-                    yield location, prefix + entry.key, entry
+                yield self._grants.locate(group.repository, group.storage), prefix, group.entries

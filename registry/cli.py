@@ -9,10 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
-from datetime import datetime, timedelta, timezone
+from dataclasses import asdict
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ import click
 
 from registry import __version__, check, demo
 from registry.access import SCOPES, Access, Token
+from registry.audit import AuditLog
 from registry.errors import RegistryError
 from registry.repository.commands import require_git
 from registry.services import Services
@@ -70,6 +73,7 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
     settings = Settings.load(config)
     Services.of(settings)
     _access(settings)
+    _audit(settings)
     command = _gunicorn(host, port, workers)
     os.execve(command[0], command, _environment(config))  # noqa: S606 no shell on purpose
 
@@ -179,6 +183,91 @@ def revoke_token(config: Path, token_id: str) -> None:
     click.echo(f"Token {record.id} ({record.principal.name}) is revoked.")
 
 
+@cli.command(name="tags")
+@_config_option
+@click.option(
+    "--changed",
+    is_flag=True,
+    required=True,
+    help="List the version tags that their origin changed after they were first seen.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_tags(config: Path, changed: bool, as_json: bool) -> None:  # noqa: ARG001 asked for by name
+    """List the version tags that were moved or deleted, as the mirrors of this machine saw it."""
+    services = Services.of(Settings.load(config))
+    click.get_current_context().call_on_close(services.close)
+    found = [
+        (mirrored.repository.name, change)
+        for mirrored in services.repositories
+        for change in mirrored.repository.changes()
+    ]
+    if as_json:
+        listed = [{"repository": name, **asdict(change)} for name, change in found]
+        click.echo(json.dumps(listed, indent=2))
+        return
+    rows = [
+        (
+            name,
+            change.tag,
+            change.event,
+            change.kept[:10],
+            (change.origin or "-")[:10],
+            f"{datetime.fromtimestamp(change.seen, timezone.utc):%Y-%m-%d %H:%M}",
+        )
+        for name, change in found
+    ]
+    _table(("REPOSITORY", "TAG", "EVENT", "FIRST SEEN AS", "AT THE ORIGIN", "SINCE (UTC)"), rows)
+
+
+@cli.group()
+def audit() -> None:
+    """Read and verify the audit log: who was given links to what."""
+
+
+def _day(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return value and date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a day like 2027-01-15", param=parameter
+        ) from None
+
+
+_day_option = click.option("--day", callback=_day, help="One day only, such as 2027-01-15 (UTC).")
+
+
+@audit.command(name="verify")
+@_config_option
+@_day_option
+def verify_audit(config: Path, day: str | None) -> None:
+    """Find rows that were changed, removed or inserted. Exit code 1 if there are any."""
+    problems = list(_audit(Settings.load(config)).verify(day))
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo(f"The audit log{f' of {day}' if day else ''} is whole.")
+
+
+@audit.command(name="show")
+@_config_option
+@_day_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, not a table.")
+def show_audit(config: Path, day: str | None, as_json: bool) -> None:
+    """List what was granted and refused, oldest first."""
+    rows = _audit(Settings.load(config)).rows(day)
+    if as_json:
+        for row in rows:
+            click.echo(row.record)
+        return
+    columns = ("at", "token", "address", "decision", "repository", "selector", "revision", "reason")
+    records = [json.loads(row.record) for row in rows]
+    _table(
+        tuple(name.upper() for name in columns),
+        [tuple(str(record.get(name) or "") for name in columns) for record in records],
+    )
+
+
 @cli.command(name="demo")
 @click.option(
     "--directory",
@@ -194,6 +283,7 @@ def demo_command(directory: Path, port: int) -> None:
     settings = demo.create(directory, f"http://localhost:{port}")
     address = urlsplit(settings.public_url)
     secret = demo.token(directory, _access(settings))
+    _audit(settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # from now on, the server ends with us
     server = subprocess.Popen(
         _gunicorn(address.hostname or "localhost", address.port or 80, workers=2),
@@ -231,8 +321,25 @@ def _access(settings: Settings) -> Access:
     return access
 
 
+def _audit(settings: Settings) -> AuditLog:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    audit = AuditLog(settings.database, settings.secret_keys, settings.audit)
+    click.get_current_context().call_on_close(audit.close)
+    audit.create_tables()
+    return audit
+
+
 def _environment(config: Path) -> dict[str, str]:
-    return {**os.environ, "REGISTRY_CONFIG": str(config.absolute())}
+    """For a server. Its workers add up their metrics in a directory, which ends with the server.
+
+    Not below data_dir: the files are mapped into memory, and a full disk would kill who writes.
+    """
+    key = "PROMETHEUS_MULTIPROC_DIR"
+    shared = Path(os.environ.get(key) or tempfile.mkdtemp(prefix="registry-metrics-"))
+    shared.mkdir(parents=True, exist_ok=True)
+    for left_by_another in shared.glob("*.db"):
+        left_by_another.unlink(missing_ok=True)
+    return {**os.environ, "REGISTRY_CONFIG": str(config.absolute()), key: str(shared)}
 
 
 def _gunicorn(host: str, port: int, workers: int) -> list[str]:
@@ -241,6 +348,7 @@ def _gunicorn(host: str, port: int, workers: int) -> list[str]:
     There is no access log of gunicorn's: its lines would hold gateway links, which are secrets.
     """
     options = {
+        "config": "python:registry.server",
         "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         "workers": workers,
         "worker-class": "gthread",

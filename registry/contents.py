@@ -8,7 +8,7 @@ leave the target directory.
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import md5, sha256
@@ -34,6 +34,7 @@ from registry.dvc import config as dvc_config
 from registry.dvc import manifest as dvc_manifest
 from registry.dvc import yaml as dvc_yaml
 from registry.dvc.config import Config, Remote
+from registry.dvc.manifest import Listing
 from registry.dvc.project import Output, Project, is_metadata
 from registry.errors import (
     InvalidMetadata,
@@ -49,8 +50,12 @@ logger = logging.getLogger(__name__)
 
 LARGEST_FILE = 1 << 20
 """Bytes of the largest dvc.yaml, dvc.lock or .dvc file that is read."""
+MOST_METADATA = 8 << 20
+"""Bytes of such files that are read in search of one artifact: the usual search reads two."""
 LARGEST_MANIFEST = 256 << 20
 """Bytes of the largest `.dir` object that is read: about three million files."""
+LARGEST_CACHE = 128 << 20
+"""Bytes of manifests that a process remembers: more than a million files take."""
 LONGEST_IMPORT = 5
 """How many repositories a chain of `dvc import` may lead through."""
 
@@ -97,7 +102,7 @@ class Contents:
             200_000, getsizeof=_size
         )
         self._manifests: LRUCache[tuple[str, str, str], Manifest] = LRUCache(
-            500_000, getsizeof=_size
+            LARGEST_CACHE, getsizeof=_bytes_of
         )
 
     def manifest(
@@ -110,7 +115,7 @@ class Contents:
         """
         key = (repository.name, revision, str(name))
         known = self._get(self._manifests, key)
-        if known and all(principal.may_see(group.repository) for group in known.groups):
+        if known and all(principal.may_see(name) for name in known.repositories):
             return known
         place = _Place(principal, repository, revision)
         project = self._project(place)
@@ -122,6 +127,14 @@ class Contents:
             groups = tuple(self._groups(place, project, artifact.path))
         return self._put(self._manifests, key, Manifest(groups))
 
+    def sizes(self) -> list[tuple[str, float]]:
+        """What is in memory: bytes of documents and manifests, and how many files."""
+        return [
+            ("document_bytes", self._documents.currsize),
+            ("files", self._files.currsize),
+            ("manifest_bytes", self._manifests.currsize),
+        ]
+
     def _project(self, place: _Place, default_remote: str | None = None) -> Project:
         repository, revision = place.repository, place.revision
         key = (repository.name, revision)
@@ -129,9 +142,20 @@ class Contents:
         if files is None:
             files = self._put(self._files, key, repository.files(revision, is_metadata))
 
+        seen: set[RelPath] = set()
+        read = 0
+
         def load(path: RelPath) -> object | None:
+            nonlocal read
             blob = files.get(path) or repository.find(revision, path)
-            return self._document(repository, blob, path) if blob else None
+            if blob is None:
+                return None
+            if read > MOST_METADATA:
+                raise InvalidMetadata(path, f"it comes after {MOST_METADATA >> 20} MiB of others")
+            size, document = self._document(repository, blob, path)
+            read += 0 if path in seen else size
+            seen.add(path)
+            return document
 
         def config(path: RelPath) -> Config:
             blob = files.get(path)
@@ -141,13 +165,15 @@ class Contents:
 
         return Project(files, load, config)
 
-    def _document(self, repository: Repository, blob: str, file: RelPath) -> object:
-        """The YAML of a blob, parsed once: many revisions share it. Never to be changed."""
+    def _document(self, repository: Repository, blob: str, file: RelPath) -> tuple[int, object]:
+        """The size and the YAML of a blob, parsed once: many revisions share it. Never to be
+        changed.
+        """
         known = self._get(self._documents, blob)
         if known is None:
             data = _bytes(repository, blob, file)
             known = self._put(self._documents, blob, (len(data), dvc_yaml.load(data, file)))
-        return known[1]
+        return known
 
     def _groups(self, place: _Place, project: Project, path: RelPath) -> Iterator[Group]:
         outputs = project.outputs(path)
@@ -164,22 +190,32 @@ class Contents:
                 yield self._from_url(place, project, output, wanted)
             else:
                 remote = project.remote_of(output)
-                entries = tuple(self._entries(place, output, remote, wanted))
+                entries = self._entries(place, output, remote, wanted)
                 yield Group(place.repository.name, remote.url, entries)
 
     def _entries(
         self, place: _Place, output: Output, remote: Remote, wanted: RelPath
-    ) -> Iterator[Entry]:
+    ) -> Collection[Entry]:
         if not output.cached:
             raise NotInStorage(output.path, f"{output.file} says `cache: false`")
+        listed: Collection[Entry]
+        found: Collection[Entry]
         if output.files is not None:
-            yield from _below(wanted, self._listed(output, remote), output, place)
+            listed = tuple(self._listed(output, remote))
+            found = tuple(entry for entry in listed if entry.path.within(wanted))
         elif output.digest and output.digest.is_directory:
-            yield from _below(wanted, self._directory(place, output, remote), output, place)
+            listed = directory = self._directory(place, output, remote)
+            found = directory.below(wanted)
         elif wanted != output.path:
             raise PathNotFound(wanted, place.revision, f"{output.path} is a file")
         else:
-            yield self._file(output, remote)
+            return (self._file(output, remote),)
+        if not listed:
+            raise NotInStorage(output.path, "the tracked directory is empty")
+        if not found:
+            problem = f"the tracked directory {output.path} does not hold it"
+            raise PathNotFound(wanted, place.revision, problem)
+        return found
 
     def _file(self, output: Output, remote: Remote) -> Entry:
         if remote.versioned:
@@ -211,7 +247,7 @@ class Contents:
             else:
                 raise NotInStorage(path, f"{output.file} records no hash of it")
 
-    def _directory(self, place: _Place, output: Output, remote: Remote) -> Iterator[Entry]:
+    def _directory(self, place: _Place, output: Output, remote: Remote) -> Listing:
         """A directory by its `.dir` object: fetched once, checked against its MD5, kept for ever.
 
         Kept for each store apart, so that knowing a digest is no way to read another's directory.
@@ -225,7 +261,7 @@ class Contents:
         name = sha256(str(url).encode()).hexdigest()
         file = self._cache / name[:2] / name[2:]
         try:
-            files = dvc_manifest.parse(file.read_bytes(), output.digest, str(url))
+            return _parsed(file.read_bytes(), output, url)
         except (OSError, InvalidMetadata):
             now = datetime.fromtimestamp(self._clock(), timezone.utc)
             origin = location.signer.origin(url.path, Entry(output.path, key), now)
@@ -233,11 +269,9 @@ class Contents:
             if data is None:
                 problem = f"{url}, which lists the directory, is missing: run `dvc push`"
                 raise NotInStorage(output.path, problem) from None
-            files = _parsed(data, output, url)
+            files = _sent(data, output, url)
             _write(file, data)
-        for path, digest in files:
-            key = dvc_manifest.object_key(digest, output.legacy)
-            yield Entry(output.path / path, key, digest)
+            return files
 
     def _imported(self, place: _Place, output: Output, wanted: RelPath) -> Iterator[Group]:
         """`dvc import` copies nothing: the objects lie in the remote of the source repository."""
@@ -257,11 +291,8 @@ class Contents:
         there = _Place(place.principal, repository, source.revision, place.imports + 1)
         path = source.path / wanted.relative_to(output.path)
         for group in self._groups(there, self._project(there, source.remote), path):
-            entries = tuple(
-                replace(entry, path=output.path / entry.path.relative_to(source.path))
-                for entry in group.entries
-            )
-            yield replace(group, entries=entries)
+            entries = _moved(group.entries, source.path, output.path)
+            yield replace(group, entries=entries, via=(repository.name, *group.via))
 
     def _from_url(self, place: _Place, project: Project, output: Output, wanted: RelPath) -> Group:
         """`dvc import-url` without a copy in the remote: the objects lie where they came from."""
@@ -301,6 +332,13 @@ def _bytes(repository: Repository, blob: str, file: RelPath) -> bytes:
         raise InvalidMetadata(file, error.problem) from None
 
 
+def _moved(entries: Collection[Entry], origin: RelPath, path: RelPath) -> Collection[Entry]:
+    """The same entries below `path` that are below `origin`."""
+    if isinstance(entries, Listing) and entries.base.within(origin):
+        return replace(entries, base=path / entries.base.relative_to(origin))
+    return tuple(replace(entry, path=path / entry.path.relative_to(origin)) for entry in entries)
+
+
 def _single(
     repository: str, url: StorageUrl, path: RelPath | None, version_id: str | None = None
 ) -> Group:
@@ -308,39 +346,29 @@ def _single(
     directory, _, name = url.path.rpartition("/")
     if url.scheme in ("http", "https"):
         name = unquote(name)  # keys are literal, and the path of such a URL is not
+    if not name:  # the link would list what lies there, in a bucket even what others own
+        raise NotInStorage(path or str(url), f"{url} names no object")
     storage = replace(url, path=directory)
     return Group(
         repository, storage, (Entry(path or RelPath.parse(name), name, None, None, version_id),)
     )
 
 
-def _below(
-    wanted: RelPath, entries: Iterator[Entry], output: Output, place: _Place
-) -> Iterator[Entry]:
-    """The entries of a tracked directory that are `wanted` or lie below it: one at least."""
-    entry = None
-    for entry in entries:
-        if entry.path.within(wanted):
-            break
-    else:
-        if entry is None:
-            raise NotInStorage(output.path, "the tracked directory is empty")
-        problem = f"the tracked directory {output.path} does not hold it"
-        raise PathNotFound(wanted, place.revision, problem)
-    yield entry
-    yield from (entry for entry in entries if entry.path.within(wanted))
-
-
-def _parsed(data: bytes, output: Output, url: StorageUrl) -> tuple[tuple[RelPath, str], ...]:
+def _sent(data: bytes, output: Output, url: StorageUrl) -> Listing:
     """What the store sent, as a manifest: other bytes than asked for are the store's fault."""
     assert output.digest
     try:
-        return dvc_manifest.parse(data, output.digest, str(url))
+        return _parsed(data, output, url)
     except InvalidMetadata:
         if f"{md5(data, usedforsecurity=False).hexdigest()}.dir" != output.digest.md5:
             problem = "its bytes do not have the MD5 that it is named by"
             raise StorageUnavailable(str(url), problem) from None
         raise
+
+
+def _parsed(data: bytes, output: Output, url: StorageUrl) -> Listing:
+    assert output.digest
+    return dvc_manifest.parse(data, output.digest, str(url), output.path, output.legacy)
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -364,3 +392,11 @@ def _write(file: Path, data: bytes) -> None:
 
 def _size(value: Sized) -> int:
     return 1 + len(value)
+
+
+def _bytes_of(manifest: Manifest) -> int:
+    """About what a manifest takes: objects for a file take half a kilobyte, its line does not."""
+    return 500 + sum(
+        len(group.entries.text) if isinstance(group.entries, Listing) else 500 * len(group.entries)
+        for group in manifest.groups
+    )

@@ -4,9 +4,11 @@ Read this file first: whoever knows these words knows what the product is.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import pairwise
 from posixpath import basename, normpath
 from typing import NewType
 from urllib.parse import unquote, urlsplit
@@ -40,7 +42,8 @@ DIRNAME = r"[a-zA-Z0-9_./-]+"
 
 _NAME = re.compile(NAME)
 _DIRNAME = re.compile(DIRNAME)
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
+"""Characters of the name of an artifact, a version or a stage."""
 
 
 def parse_revision(text: str) -> Revision:
@@ -50,6 +53,7 @@ def parse_revision(text: str) -> Revision:
     return Revision(text)
 
 
+@lru_cache(512)  # a service is asked in few spellings, and in each again and again
 def canonical_repository(spelling: str) -> str | None:
     """`host/path` for every way to spell the URL of a hosted repository: https, ssh, scp-like and
     `github:owner/name`, with or without `.git`. A bare `owner/name` stays as it is.
@@ -68,7 +72,7 @@ def canonical_repository(spelling: str) -> str | None:
     else:
         host, path = "", text
     path = path.rstrip("/").removesuffix(".git").rstrip("/")
-    if not path or path.startswith((".", "/", "~")) or "\\" in path:
+    if not path or path.startswith((".", "/", "~")) or "\\" in text:
         return None
     return f"{host}/{path}" if host else path
 
@@ -170,6 +174,8 @@ def _path_problem(text: str) -> str | None:
         problem = "it is absolute"
     elif ".." in parts or "." in parts or "" in parts:
         problem = "it has an empty part, '.' or '..'"
+    elif ".git" in text.lower() and any(part.rstrip(" .").lower() == ".git" for part in parts):
+        problem = "it lies in a directory of Git's, whose files run commands"
     elif size > 4096 or (size > 255 and max(len(part.encode()) for part in parts) > 255):
         problem = "it is longer than 4096 bytes, or one of its parts than 255"
     return problem
@@ -177,18 +183,13 @@ def _path_problem(text: str) -> str | None:
 
 def reject_conflicts(paths: Iterable[RelPath]) -> None:
     """Raises UnsafePath when one path is wanted twice, or both as a file and as a directory."""
-    seen: set[str] = set()
-    directories: set[str] = set()
-    for path in paths:
-        if path in seen:
-            raise UnsafePath(path, "two files have this path")
-        seen.add(path)
-        for parent in path.ancestors():
-            if parent in directories:
-                break
-            directories.add(parent)
-    for both in sorted(seen & directories):
-        raise UnsafePath(both, "it is both a file and a directory")
+    # Where the slash sorts before all else, what lies below a path comes right after it.
+    ordered = sorted(path.replace("/", "\0") for path in paths)
+    for first, second in pairwise(ordered):
+        if first == second:
+            raise UnsafePath(first.replace("\0", "/"), "two files have this path")
+        if second.startswith(f"{first}\0"):
+            raise UnsafePath(first.replace("\0", "/"), "it is both a file and a directory")
 
 
 @dataclass(frozen=True, order=True)
@@ -208,7 +209,7 @@ class ArtifactName:
         `path/to/dvc.yaml:m`, `dvc.yaml:m`, `:m`. Raises InvalidRequest.
         """
         directory, _, name = text.rpartition(":")
-        if len(text) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        if len(text) > LONGEST_NAME or not _NAME.fullmatch(name):
             raise InvalidRequest("name", f"{text[:100]!r} is not a valid artifact name")
         if directory and not _DIRNAME.fullmatch(directory):
             raise InvalidRequest("name", f"{directory[:100]!r} is not a valid directory")
@@ -240,6 +241,7 @@ class Selector:
             raise InvalidRequest("version", "give either a version or a stage, not both")
 
     @classmethod
+    @lru_cache(512)
     def parse(cls, name: str, version: str = "", stage: str = "") -> "Selector":
         """Reads the three parameters of a request; an empty one counts as absent.
 
@@ -248,8 +250,8 @@ class Selector:
         if not name:
             raise InvalidRequest("name", "name the artifact, for example name=my-model")
         for parameter, value in (("version", version), ("stage", stage)):
-            if len(value) > _LONGEST_NAME:
-                raise InvalidRequest(parameter, f"longer than {_LONGEST_NAME} characters")
+            if len(value) > LONGEST_NAME:
+                raise InvalidRequest(parameter, f"longer than {LONGEST_NAME} characters")
         selector = cls(ArtifactName.parse(name), version or None, stage or None)
         if version in ("latest", "greatest"):
             return cls(selector.artifact)
@@ -307,6 +309,8 @@ class StorageUrl:
             authority, path = cls._split_http(text)
         else:
             authority, _, path = rest.partition("/")
+        if "@" in authority:
+            raise ValueError("a user name or password where the name of a container belongs")
         if (scheme == "file") == bool(authority):
             raise ValueError("file URLs have three slashes, and all others name a container")
         return cls(scheme, authority, path.removesuffix("/"))._checked()
@@ -363,25 +367,38 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The entries of a manifest that lie below one storage URL, on behalf of one repository."""
+    """The entries of a manifest that lie below one storage URL, on behalf of one repository.
+
+    `via` names the repositories that imports led through on the way to it.
+    """
 
     repository: str
     storage: StorageUrl
-    entries: tuple[Entry, ...]
+    entries: Collection[Entry]
+    via: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every file behind an artifact at one revision, in the order of the answer."""
+    """Every file behind an artifact at one revision, in the order of the answer.
+
+    The paths of one group exclude each other already: whatever lists files is checked when read.
+    """
 
     groups: tuple[Group, ...]
 
     def __post_init__(self) -> None:
         """Two groups must not claim one path: a client could not write both."""
-        reject_conflicts(entry.path for group in self.groups for entry in group.entries)
+        if len(self.groups) > 1:
+            reject_conflicts(entry.path for group in self.groups for entry in group.entries)
 
     def __len__(self) -> int:
         return sum(len(group.entries) for group in self.groups)
+
+    @property
+    def repositories(self) -> set[str]:
+        """The repositories it depends on: whoever may not see them all may not see it."""
+        return {name for group in self.groups for name in (group.repository, *group.via)}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ RegistryError
  ├── SettingsError               the configuration is wrong: the service does not start
  ├── InvalidRequest              the question itself is malformed
  ├── Unauthenticated             no token, or one that does not hold
+ │    └── HookRefused            a webhook of nobody we know
  ├── Forbidden                   a token that holds, without the scope that is needed
+ ├── TooManyRequests             a token that asks more often than it may
  ├── InvalidLink                 a gateway link that was changed, or whose hour is over
  ├── NotFound
  │    ├── TokenNotFound          no token has this id
@@ -22,6 +24,7 @@ RegistryError
  └── Unavailable                 try again later
       ├── DatabaseUnavailable    the database that holds the tokens does not answer
       ├── MirrorNotReady         the first clone is still under way
+      ├── MirrorStale            what was last seen of the Git origin is too old to be told
       ├── OriginUnavailable      the Git origin does not answer, and there is nothing to serve
       ├── CredentialsUnavailable the credentials for signing are gone or about to expire
       └── StorageUnavailable     the object store does not answer, or answers nonsense
@@ -85,6 +88,16 @@ class Unauthenticated(RegistryError):
 
 
 @dataclass(eq=False)
+class HookRefused(Unauthenticated):
+    """A webhook whose signature does not hold, or for a repository that takes none."""
+
+    @property
+    def detail(self) -> str:
+        """The same for every reason, so that nothing can be learnt."""
+        return "Unknown repository or wrong signature."
+
+
+@dataclass(eq=False)
 class Forbidden(RegistryError):
     """The principal lacks a scope."""
 
@@ -94,6 +107,19 @@ class Forbidden(RegistryError):
     def detail(self) -> str:
         """Names the scope to ask for."""
         return f"This token lacks the scope {self.scope}."
+
+
+@dataclass(eq=False)
+class TooManyRequests(RegistryError):
+    """The principal asks more often than the operator allows. `retry_after` is in seconds."""
+
+    limit: int
+    retry_after: int
+
+    @property
+    def detail(self) -> str:
+        """Names the limit, and when to come back."""
+        return f"More than {self.limit} requests a minute, try again in {self.retry_after} s."
 
 
 @dataclass(eq=False)
@@ -295,6 +321,24 @@ class MirrorNotReady(Unavailable):
     def detail(self) -> str:
         """Says to come back."""
         return f"Repository {self.repository!r} is being cloned, try again in {self.retry_after} s."
+
+
+@dataclass(eq=False)
+class MirrorStale(Unavailable):
+    """The origin was last seen `age` seconds ago, which is longer than the operator allows."""
+
+    repository: str
+    age: int
+    problem: str
+    retry_after: int = 10
+
+    @property
+    def detail(self) -> str:
+        """Names the repository and how old it is, never the credentials."""
+        return (
+            f"Repository {self.repository!r} was last seen {self.age} s ago, which is too long: "
+            f"{self.problem}."
+        )
 
 
 @dataclass(eq=False)

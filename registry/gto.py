@@ -191,6 +191,15 @@ class History:
             key=lambda deed: (precedence(deed.event.subject), deed.order),
             reverse=True,
         )
+        # Once, so that an answer takes as long with a thousand versions as with one.
+        self._greatest: dict[Revision, str] = {}
+        for deed in self._active:
+            self._greatest.setdefault(deed.revision, deed.event.subject)
+        self._current = {
+            stage: max(held, key=lambda deed: deed.order)
+            for stage in self._stages
+            if (held := self._held(stage))
+        }
 
     @property
     def is_empty(self) -> bool:
@@ -205,7 +214,7 @@ class History:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that hold something, in alphabetical order."""
-        return tuple(sorted(stage for stage in self._stages if self._held(stage)))
+        return tuple(sorted(self._current))
 
     def version(self, version: str) -> Resolution:
         """The commit that `version`, spelled exactly, means. Raises VersionNotFound."""
@@ -227,16 +236,15 @@ class History:
 
     def stage(self, stage: str) -> Resolution:
         """What was assigned to the stage last. Raises StageNotFound."""
-        deeds = [] if self._deprecated else self._held(stage)
-        if not deeds:
+        deed = None if self._deprecated else self._current.get(stage)
+        if deed is None:
             raise StageNotFound(str(self._artifact), stage, self._why_no_stage(stage))
-        return self._resolution(max(deeds, key=lambda deed: deed.order))
+        return self._resolution(deed)
 
     def _resolution(self, deed: _Deed) -> Resolution:
         version: str | None = deed.event.subject
         if deed.event.action is Action.ASSIGN:
-            here = (one.event.subject for one in self._active if one.revision == deed.revision)
-            version = next(here, None)
+            version = self._greatest.get(deed.revision)
         return Resolution(deed.revision, version, deed.tag, self._deprecated)
 
     def _held(self, stage: str) -> list[_Deed]:

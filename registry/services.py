@@ -3,17 +3,21 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from registry.access import Access
+from registry.audit import AuditLog
 from registry.catalog import Catalog, Mirrored, Repositories
 from registry.contents import Contents
 from registry.domain import StorageUrl
 from registry.errors import SettingsError
+from registry.limits import RateLimit
+from registry.metrics import Metrics
 from registry.repository import Repository
 from registry.settings import (
     AzureStorage,
@@ -39,15 +43,25 @@ FETCHES = 4
 class Services:
     """What the dialects and the command line speak to.
 
-    `handoffs` maps a file location to the internal URL prefix under which nginx serves it.
+    `handoffs` maps a file location to the internal URL prefix under which nginx serves it, and
+    `webhook_secrets` the name of a repository to the secret that its webhooks are signed with.
+    `rate_limit` is None where there is no limit; `trusted_proxies` is how many stand before us.
     """
 
     access: Access
+    audit: AuditLog
+    rate_limit: RateLimit | None
+    metrics: Metrics
+    contents: Contents
+    metrics_are_public: bool
+    trusted_proxies: int
+    data_dir: Path
     catalog: Catalog
     repositories: Repositories
     locations: tuple[Location, ...]
     grants: Grants
     handoffs: Mapping[StorageUrl, str]
+    webhook_secrets: Mapping[str, str] = field(repr=False)
     reader: Reader
     gateway: GatewayLinks
     clock: Callable[[], float]
@@ -55,21 +69,32 @@ class Services:
     @classmethod
     def of(cls, settings: Settings, clock: Callable[[], float] = time.time) -> "Services":
         """Builds all of them. Opens no connection and spawns no process. Raises SettingsError."""
+        metrics = Metrics()
         gateway = GatewayLinks(settings.secret_keys, settings.public_url)
         locations = tuple(
             _location(item, f"storage[{index}]", gateway)
             for index, item in enumerate(settings.storage)
         )
+        _refuse_twins(settings.storage)
         grants = Grants(locations)
         fetches = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         repositories = Repositories(
-            _mirrored(item, f"repositories[{index}]", settings, fetches, clock)
+            _mirrored(item, f"repositories[{index}]", settings, fetches, metrics, clock)
             for index, item in enumerate(settings.repositories)
         )
         reader = Reader()
         contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
         return cls(
             access=Access(settings.database, settings.secret_keys, clock),
+            audit=AuditLog(
+                settings.database, settings.secret_keys, settings.audit, clock, metrics.audited
+            ),
+            rate_limit=RateLimit(settings.rate_limit, clock) if settings.rate_limit else None,
+            metrics=metrics,
+            contents=contents,
+            metrics_are_public=settings.metrics == "public",
+            trusted_proxies=settings.trusted_proxies,
+            data_dir=settings.data_dir.absolute(),
             catalog=Catalog(repositories, contents, grants, settings.link_lifetime, clock),
             repositories=repositories,
             locations=locations,
@@ -78,6 +103,11 @@ class Services:
                 item.url: item.x_accel_redirect
                 for item in settings.storage
                 if isinstance(item, FileStorage) and item.x_accel_redirect
+            },
+            webhook_secrets={
+                item.name: item.webhook_secret.get_secret_value()
+                for item in settings.repositories
+                if item.webhook_secret
             },
             reader=reader,
             gateway=gateway,
@@ -89,6 +119,7 @@ class Services:
         with self.reader:
             for mirrored in self.repositories:
                 mirrored.repository.close()
+            self.audit.close()
             self.access.close()
 
 
@@ -97,6 +128,7 @@ def _mirrored(
     key: str,
     settings: Settings,
     fetches: ThreadPoolExecutor,
+    metrics: Metrics,
     clock: Callable[[], float],
 ) -> Mirrored:
     mirror = settings.data_dir.absolute() / "mirrors" / f"{item.name}.git"
@@ -110,7 +142,10 @@ def _mirrored(
             ssh_key=item.ssh_key,
             ssh_known_hosts=item.ssh_known_hosts,
             executor=fetches,
+            frozen=item.tag_policy == "frozen",
+            max_stale=item.max_stale,
             clock=clock,
+            timed=partial(metrics.fetched, item.name),
         )
     except ValueError as error:
         raise SettingsError(f"{key}.url", str(error)) from None
@@ -122,6 +157,19 @@ def _location(item: StorageSettings, key: str, gateway: GatewayLinks) -> Locatio
         return Location(item.url, item.repositories, _signer(item, gateway))
     except ValueError as error:
         raise SettingsError(key, str(error)) from None
+
+
+def _refuse_twins(storage: tuple[StorageSettings, ...]) -> None:
+    """Links through the gateway name a place, and so could not tell whose credentials to use."""
+    seen: set[StorageUrl] = set()
+    for index, item in enumerate(storage):
+        if isinstance(item, FileStorage) or (
+            isinstance(item, HttpStorage) and item.signing == "gateway"
+        ):
+            if item.url in seen:
+                problem = "is listed twice, which the gateway cannot tell apart: list it once"
+                raise SettingsError(f"storage[{index}].url", problem)
+            seen.add(item.url)
 
 
 def _signer(item: StorageSettings, gateway: GatewayLinks) -> Signer:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -24,13 +24,17 @@ from pydantic import (
     model_validator,
 )
 
-from registry.domain import StorageUrl
+from registry.domain import StorageUrl, canonical_repository
 from registry.errors import SettingsError
 
 DEFAULT_FILE = Path("config/registry.yaml")
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_REPOSITORY_NAME = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+_REPOSITORY_NAME = re.compile(
+    r"(?!\.{1,2}(?:/|$))[A-Za-z0-9_.-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.-]+)*"
+)
+
+Given = TypeVar("Given", str, SecretStr)
 
 
 def _storage_url(value: object) -> StorageUrl:
@@ -41,7 +45,30 @@ def _http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise ValueError("must be an http:// or https:// URL without a query")
+    try:
+        _ = parts.port
+    except ValueError:
+        # Without the cause: what looks like a port could be a part of a password.
+        raise ValueError("the port must be a number from 0 to 65535") from None
     return value.rstrip("/")
+
+
+def _hosted(value: str) -> str:
+    found = canonical_repository(value)
+    # A spelling with a host never begins with its canonical form; a bare owner/name does.
+    if found is None or value.strip().startswith(found):
+        raise ValueError(
+            "must be a URL with a host, such as https://git.example/o/n or git@git.example:o/n"
+        )
+    return value
+
+
+def _given(value: Given) -> Given:
+    # A variable that is set to nothing must not turn into the default: that is, other credentials.
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not text:
+        raise ValueError("is empty: give a value, or leave the key out")
+    return value
 
 
 def _long_enough(value: SecretStr) -> SecretStr:
@@ -53,11 +80,19 @@ def _long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def _off(value: object) -> object:
+    # YAML takes a bare `off` for false.
+    return "off" if value is False else value
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Alias = Annotated[str, AfterValidator(_hosted)]
+Text = Annotated[str, AfterValidator(_given)]
+Secret = Annotated[SecretStr, AfterValidator(_given)]
 SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Patterns = Annotated[tuple[str, ...], Field(min_length=1)]
 Location = Annotated[StorageUrl, BeforeValidator(_storage_url)]
@@ -74,10 +109,13 @@ class RepositorySettings(_Section):
 
     url: str
     name: str
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[Alias, ...] = ()
     refresh: Annotated[int, Field(ge=0)] = 30
+    max_stale: Annotated[int, Field(ge=0)] = 86_400
+    tag_policy: Literal["frozen", "follow"] = "frozen"
+    webhook_secret: Annotated[SecretStr, Field(min_length=8)] | None = None
     username: str = "git"
-    password: SecretStr | None = None
+    password: Secret | None = None
     ssh_key: Path | None = None
     ssh_known_hosts: Path | None = None
 
@@ -91,7 +129,9 @@ class RepositorySettings(_Section):
     @model_validator(mode="after")
     def _check_name(self) -> "RepositorySettings":
         if not _REPOSITORY_NAME.fullmatch(self.name):
-            raise ValueError("name: letters, digits, '.', '_', '-' and '/' only")
+            raise ValueError(
+                "name: letters, digits, '.', '_', '-' and '/' only, and no part '.' or '..'"
+            )
         return self
 
 
@@ -104,15 +144,17 @@ class S3Storage(_Section):
     endpoint_url: HttpUrl | None = None
     public_endpoint_url: HttpUrl | None = None
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    access_key_id: str | None = None
-    secret_access_key: SecretStr | None = None
-    session_token: SecretStr | None = None
-    profile: str | None = None
+    access_key_id: Text | None = None
+    secret_access_key: Secret | None = None
+    session_token: Secret | None = None
+    profile: Text | None = None
 
     @model_validator(mode="after")
     def _one_kind_of_credentials(self) -> "S3Storage":
         if bool(self.access_key_id) != bool(self.secret_access_key):
             raise ValueError("access_key_id and secret_access_key go together")
+        if self.session_token and not self.access_key_id:
+            raise ValueError("session_token goes with access_key_id and secret_access_key")
         if self.profile and self.access_key_id:
             raise ValueError("give either a profile or access_key_id and secret_access_key")
         return self
@@ -123,9 +165,9 @@ class AzureStorage(_Section):
 
     url: Location
     repositories: Patterns
-    account_name: str | None = None
-    account_key: SecretStr | None = None
-    connection_string: SecretStr | None = None
+    account_name: Text | None = None
+    account_key: Secret | None = None
+    connection_string: Secret | None = None
     endpoint_url: HttpUrl | None = None
     public_endpoint_url: HttpUrl | None = None
 
@@ -144,10 +186,10 @@ class HttpStorage(_Section):
     url: Location
     repositories: Patterns
     signing: Literal["direct", "gateway", "secure_link"] = "direct"
-    username: str | None = None
-    password: SecretStr | None = None
-    headers: dict[str, SecretStr] = {}
-    secret: SecretStr | None = None
+    username: Text | None = None
+    password: Secret | None = None
+    headers: dict[str, Secret] = {}
+    secret: Secret | None = None
 
     @model_validator(mode="after")
     def _keys_fit_signing(self) -> "HttpStorage":
@@ -186,7 +228,13 @@ class Settings(_Section):
     public_url: HttpUrl = "http://localhost:8080"
     secret_key: Annotated[tuple[SecretKey, ...], BeforeValidator(_as_list), Field(min_length=1)]
     link_lifetime: Annotated[int, Field(ge=1, le=604_800)] = 3600
-    database_url: SecretStr | None = None
+    database_url: Secret | None = None
+    audit: Annotated[Literal["required", "best_effort", "off"], BeforeValidator(_off)] = (
+        "best_effort"
+    )
+    rate_limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    metrics: Literal["token", "public"] = "token"
+    trusted_proxies: Annotated[int, Field(ge=0, le=10)] = 0
     repositories: tuple[RepositorySettings, ...] = ()
     storage: tuple[StorageSettings, ...] = ()
 
@@ -218,13 +266,16 @@ class Settings(_Section):
         """
         path = path or Path(environ.get("REGISTRY_CONFIG") or DEFAULT_FILE)
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            document = yaml.load(text, Loader=_Loader)  # noqa: S506 it is a SafeLoader
         except OSError as error:
             raise SettingsError(str(path), f"cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = getattr(error, "problem_mark", None)
             line = f" in line {where.line + 1}" if where else ""
             raise SettingsError(str(path), f"is not valid YAML{line}") from None
+        except RecursionError:
+            raise SettingsError(str(path), "is nested too deeply") from None
         return cls.parse(document, environ)
 
     @classmethod
@@ -257,16 +308,45 @@ def name_of(url: str) -> str:
     return path.strip("/").removesuffix(".git").rstrip("/")
 
 
-def _expand(value: object, environ: Mapping[str, str], key: str) -> object:
-    """Replaces `${VAR}` everywhere, and drops keys without a value: they mean the default."""
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping, as it is written. Raises SettingsError."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise SettingsError(key.value, f"is given twice, the second time in line {line}")
+            seen.add(key.value)
+        return node
+
+
+def _expand(
+    value: object, environ: Mapping[str, str], key: str, above: tuple[object, ...] = ()
+) -> object:
+    """Replaces `${VAR}` everywhere, and drops keys without a value: they mean the default.
+
+    `above` is what holds the value: an alias may not lead back there.
+    """
+    if any(value is one for one in above):
+        raise SettingsError(key, "must be a value, not an alias of what it stands in")
     if isinstance(value, dict):
         return {
-            str(name): _expand(item, environ, f"{key}.{name}" if key else str(name))
+            str(name): _expand(
+                item, environ, f"{key}.{name}" if key else str(name), (*above, value)
+            )
             for name, item in value.items()
             if item is not None
         }
     if isinstance(value, list):
-        return [_expand(item, environ, f"{key}[{index}]") for index, item in enumerate(value)]
+        return [
+            _expand(item, environ, f"{key}[{index}]", (*above, value))
+            for index, item in enumerate(value)
+        ]
     if not isinstance(value, str):
         return value
 

@@ -1,7 +1,19 @@
 """The application for a WSGI server: `gunicorn registry.wsgi:app`. Reads REGISTRY_CONFIG."""
 
+import atexit
+import gc
+import logging.config
+
+from registry import logs
 from registry.services import Services
 from registry.settings import Settings
 from registry.web import create_app
 
-app = create_app(Services.of(Settings.load()))
+logging.config.dictConfig(logs.CONFIGURATION)
+_services = Services.of(Settings.load())
+atexit.register(_services.close)  # audit rows that wait are written, and Git is ended
+app = create_app(_services)
+
+# What is there after the start stays: no collection between requests looks at it again.
+gc.collect()
+gc.freeze()

@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -22,7 +23,9 @@ from servers.process import free_ports
 from service import ENDPOINT, Store, artifacts, digest, output, remote
 
 from registry import __version__
+from registry.audit import AuditLog, Event
 from registry.cli import cli
+from registry.settings import Settings
 
 PATIENCE = 30.0
 POLL = 0.05
@@ -252,7 +255,9 @@ def test_check_finds_an_object_that_was_never_pushed(config, tmp_path) -> None:
 
 
 @contextmanager
-def running(*arguments: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def running(
+    *arguments: str, directory: Path, environ: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """`python -m registry` with these arguments, stopped by SIGTERM in the end."""
     with open(directory / "log", "w+") as log:
         process = subprocess.Popen(
@@ -261,7 +266,7 @@ def running(*arguments: str, directory: Path) -> Iterator[subprocess.Popen[str]]
             stderr=subprocess.STDOUT,
             text=True,
             cwd=directory,
-            env={**clean(), "PYTHONUNBUFFERED": "1"},
+            env={**clean(), "PYTHONUNBUFFERED": "1", **(environ or {})},
         )
         try:
             yield process
@@ -313,10 +318,56 @@ def test_serve_answers_until_it_is_told_to_stop(config, tmp_path) -> None:
     assert data == b"the model"
     assert process.returncode == 0
     assert token not in log.read_text()
-    assert "/objects/" not in log.read_text()
+    assert answer["model.pkl"].partition("/objects/")[2] not in log.read_text()
 
 
 # ---------------------------------------------------------------------------------- demo
+
+
+def test_the_workers_add_up_their_metrics_and_audit_what_they_answered_before_they_end(
+    config, tmp_path
+) -> None:
+    (port,) = free_ports(1)
+    url, shared = f"http://127.0.0.1:{port}", tmp_path / "shared"
+    write(config, **yaml.safe_load(config.read_text()), public_url=url, metrics="public")
+    token = run(config, "token", "create", "--name", "ci").stdout.strip()
+    environ = {"PROMETHEUS_MULTIPROC_DIR": str(shared)}
+
+    with running(
+        "serve", "--config", str(config), "--port", str(port), directory=tmp_path, environ=environ
+    ) as process:
+        wait_until(process, lambda: get(f"{url}/readyz"), tmp_path / "log")
+        for _ in range(20):  # each over a connection of its own, so that both workers get some
+            get(f"{url}{ENDPOINT}?repo=team/models&name=m", Authorization=f"token {token}")
+        metrics = get(f"{url}/metrics").decode()
+
+    assert process.returncode == 0
+    assert 'registry_requests_total{dialect="studio",outcome="ok"} 20.0' in metrics
+    assert not shared.exists()
+    assert "is whole" in run(config, "audit", "verify").stdout
+    shown = run(config, "audit", "show", "--json").stdout.splitlines()
+    assert [json.loads(line)["decision"] for line in shown] == ["granted"] * 20
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    logged = {line["request"] for line in lines if line.get("dialect") == "studio"}
+    assert logged == {json.loads(line)["request"] for line in shown}
+
+
+def test_a_row_that_was_changed_is_named_and_is_the_exit_code(config, tmp_path) -> None:
+    settings = Settings.load(config)
+    settings.data_dir.mkdir()
+    with closing(AuditLog(settings.database, settings.secret_keys, "required")) as log:
+        log.create_tables()
+        log.write(Event("request", "address", "token", "team/models", "m", "granted", files=1))
+    with closing(sqlite3.connect(settings.database.removeprefix("sqlite:///"))) as database:
+        database.execute("UPDATE audit SET record = replace(record, 'granted', 'refused')")
+        database.commit()
+
+    result = run(config, "audit", "verify")
+
+    assert result.exit_code == 1
+    assert "row 1 was changed" in result.stdout
+    assert "refused" in run(config, "audit", "show").stdout
+    assert run(config, "audit", "verify", "--day", "yesterday").exit_code == 2
 
 
 def commands(guide: str) -> list[str]:

@@ -114,6 +114,28 @@ def test_an_import_is_remembered_only_for_who_may_see_its_source(workshop) -> No
     assert [group.repository for group in allowed.groups] == ["source"]
 
 
+def test_an_import_is_remembered_only_for_who_may_see_every_repository_on_the_way(
+    workshop,
+) -> None:
+    def imports(source: str, revision: str) -> dict[str, str]:
+        text = (
+            f"frozen: true\ndeps:\n- path: m.bin\n  repo: {{url: {source}, rev_lock: {revision}}}\n"
+            f"outs:\n- {{md5: {digest('x')}, hash: md5, path: m.bin}}\n"
+        )
+        return {"dvc.yaml": artifacts(m="m.bin"), "m.bin.dvc": text}
+
+    last = workshop.mirror("last", {"m.bin.dvc": output("m.bin", digest("x"))})
+    middle = workshop.mirror("middle", imports("last", last))
+    first = workshop.mirror("first", imports("middle", middle))
+    stranger = Principal("s", "stranger", frozenset(), ("first", "last"))
+
+    allowed = workshop.manifest("first", first)
+    with pytest.raises(NotInStorage, match="does not cover"):
+        workshop.manifest("first", first, stranger)
+
+    assert allowed.repositories == {"middle", "last"}
+
+
 def test_a_directory_is_kept_on_disk_whole_and_for_each_place_apart(workshop) -> None:
     md5 = workshop.store.put(f'[{{"md5": "{digest("a")}", "relpath": "a.txt"}}]', ".dir")
     revision = workshop.mirror("models", tracked("data") | {"data.dvc": output("data", md5)})
@@ -187,7 +209,7 @@ def test_what_is_remembered_is_bounded_by_its_weight(workshop) -> None:
     revision = workshop.mirror("models", tracked())
     manifest = workshop.manifest("models", revision)
 
-    assert contents._manifests.currsize == 1 + len(manifest)
+    assert contents._manifests.currsize >= 500 * len(manifest) > 0
     assert contents._documents.currsize >= len(artifacts(m="model.pkl"))
     too_large = (contents._documents.maxsize + 1, None)
     assert contents._put(contents._documents, "x", too_large) is too_large

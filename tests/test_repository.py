@@ -174,12 +174,42 @@ class TestFollowingTheOrigin:
 
         assert not has(after(), "v1.0.0")
 
-    def test_a_tag_that_was_moved_by_force_is_followed(self, repository, origin, after):
+    def test_the_mirror_has_the_refs_of_the_origin_whatever_changed(
+        self, repository, origin, mirror, after
+    ):
+        """Little that is new is fetched by name, and anything else in full."""
+        repository.snapshot(0)
+        tip = origin.head()
+        for change in (
+            lambda: origin.tag("m@v2.0.0"),
+            lambda: (origin.tag("m@v2.1.0"), origin.commit({"a": "b"}), origin.commit({}, "side")),
+            lambda: (origin.tag("m@v3.0.0"), origin.delete_tag("m@v2.0.0")),
+            lambda: (origin.tag("m#prod#1"), origin.tag("m#prod#1", tip), origin.tag("caf\u00e9")),
+            lambda: (origin.delete_tag("m@v3.0.0"), origin.tag("m@v3.0.0/x")),
+            lambda: [origin.tag(f"m@v4.{number}.0") for number in range(101)],
+        ):
+            change()
+            after()
+
+            listed = ("for-each-ref", "refs/heads", "refs/tags")
+            there = ["git", f"--git-dir={mirror / 'repository.git'}", *listed]
+            done = subprocess.run(there, capture_output=True, text=True, check=True)
+            assert done.stdout.strip() == origin.git(*listed)
+
+    def test_a_stage_tag_that_was_moved_by_force_is_followed(self, repository, origin, after):
+        origin.tag("m#prod#1")
         repository.snapshot(0)
         second = origin.commit({"dvc.yaml": "artifacts: {a: {}}"})
-        origin.tag("m@v1.0.0", second)
+        origin.tag("m#prod#1", second)
 
-        assert revision(after()) == second
+        assert after().index.resolve(Selector.parse("m", "", "prod")).revision == second
+
+    def test_a_deleted_default_branch_takes_nothing_along(self, repository, origin, after):
+        commit = revision(repository.snapshot(0))
+        origin.git("update-ref", "-d", "refs/heads/main")
+
+        assert revision(after()) == commit
+        assert list(repository.files(commit, lambda _: True)) == ["dvc.yaml"]
 
     def test_a_rewritten_branch_is_followed(self, repository, origin, after):
         repository.snapshot(0)

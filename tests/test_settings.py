@@ -66,7 +66,7 @@ def test_the_examples_in_the_shipped_file_are_valid_when_uncommented() -> None:
     http["signing"] = "gateway"
     environ = dict.fromkeys(
         ["REGISTRY_SECRET_KEY", "GIT_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-        + ["AZURE_KEY", "STORE_PASSWORD", "STORE_KEY", "NGINX_SECRET"],
+        + ["AZURE_KEY", "STORE_PASSWORD", "STORE_KEY", "NGINX_SECRET", "WEBHOOK_SECRET"],
         KEY,
     )
 
@@ -141,7 +141,7 @@ def test_an_unset_variable_is_named_with_its_key() -> None:
     assert "GIT_TOKEN" in caught.value.problem
 
 
-@given(st.text(max_size=40), st.text(max_size=40))
+@given(st.text(max_size=40), st.text(min_size=1, max_size=40))
 def test_a_value_from_the_environment_is_taken_literally(before: str, value: str) -> None:
     before = before.replace("$", "")
     settings = parse({"V": value}, repositories=[{**REPOSITORY, "password": before + "${V}"}])
@@ -206,3 +206,11 @@ def test_the_command_refuses_a_wrong_configuration_in_one_line(tmp_path: Path) -
     assert done.returncode == 2
     assert done.stderr.startswith("Error: secret_key[0]: must have at least 32 characters")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(f"secret_key: {KEY}\ndata_dir: a\ndata_dir: b\n")
+
+    with pytest.raises(SettingsError, match="data_dir: is given twice, the second time in line 3"):
+        Settings.load(file, {})

@@ -19,10 +19,12 @@ from itertools import product
 from math import prod
 
 from registry.domain import RelPath
-from registry.dvc.template import Load, Scope, file_scope, spell
+from registry.dvc.template import Load, Scope, Work, file_scope, spell
 from registry.dvc.yaml import mapping, sequence, text
 from registry.errors import InvalidMetadata, UnsafePath, Unsignable
 
+_READ = 20
+"""The steps it costs to find and read a dvc.yaml that declares nothing."""
 _OUTPUT_KEYS = ("outs", "metrics", "plots")
 
 
@@ -60,10 +62,14 @@ class _Stage:
     scope: Scope
 
 
-def declarations(file: RelPath, load: Load) -> Iterator[Declared | Doubt]:
-    """Everything the stages of a dvc.yaml declare. Raises InvalidMetadata when it is broken."""
+def declarations(work: Work, load: Load) -> Iterator[Declared | Doubt]:
+    """Everything the stages of a dvc.yaml declare. Raises InvalidMetadata when it is broken, or
+    costs more than the work that is left.
+    """
+    file = work.file
+    work.spend(_READ)
     data = document(load(file), file)
-    scope = file_scope(file, data.get("vars"), load)
+    scope = file_scope(work, data.get("vars"), load)
     lock = cache(lambda: _lock(file, load))
     for name, definition in mapping(data.get("stages")).items():
         if isinstance(name, str) and isinstance(definition, dict):

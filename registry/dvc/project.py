@@ -8,7 +8,7 @@ from registry.domain import ArtifactName, RelPath, StorageUrl
 from registry.dvc.config import Config, Remote
 from registry.dvc.output import Output, OutputFile, RepoImport, UrlImport, imported_from, read
 from registry.dvc.pipeline import Declared, Doubt, declarations, document
-from registry.dvc.template import Load, file_scope
+from registry.dvc.template import MOST_WORK, Load, Work, file_scope
 from registry.dvc.yaml import mapping, sequence, text
 from registry.errors import (
     ArtifactNotFound,
@@ -104,7 +104,7 @@ class Project:
         written = text(fields.get("path"))
         if written is None:
             raise InvalidMetadata(file, f"artifact {name.name!r} has no path")
-        where = file_scope(file, data.get("vars"), self._load).text(written)
+        where = file_scope(Work(file), data.get("vars"), self._load).text(written)
         url = self._external(where, file.parent)
         return Artifact(
             name=name,
@@ -128,8 +128,12 @@ class Project:
             raise RemoteUnusable(None, f"no DVC repository at {path or '.'!r}")
         doubts: list[Doubt] = []
         below: dict[RelPath, Declared] = {}
+        left = 2 * MOST_WORK  # one file that is made to cost much leaves enough for all others
         for file in self._candidates(path, root):
-            found = list(self._declared(file))
+            work = Work(file, min(left, MOST_WORK))
+            left -= work.left
+            found = list(self._declared(file, work))
+            left += max(0, work.left)
             doubts += [part for part in found if isinstance(part, Doubt)]
             # DVC has no outputs outside of their root, and none that is the root.
             declared = [
@@ -186,10 +190,10 @@ class Project:
             if directory.within(root) and self._root(directory) == root:
                 yield from sorted(self._declaring[directory], key=partial(_rank, ""))
 
-    def _declared(self, file: RelPath) -> Iterator[Declared | Doubt]:
+    def _declared(self, file: RelPath, work: Work) -> Iterator[Declared | Doubt]:
         try:
             if file.name == _PIPELINE:
-                yield from declarations(file, self._load)
+                yield from declarations(work, self._load)
             else:
                 yield from _single(file, document(self._load(file), file))
         except InvalidMetadata as error:

@@ -32,7 +32,10 @@ _MISSING = object()
 
 @dataclass
 class Work:
-    """Counts the steps that a file costs, so that the time it takes has a bound."""
+    """Counts the steps that a file costs, so that the time it takes has a bound.
+
+    All the files that one search goes through share what is `left`.
+    """
 
     file: RelPath
     left: int = MOST_WORK
@@ -150,10 +153,11 @@ class Scope:
         raise InvalidMetadata(self.file, f"template ${{{shown}}} cannot be resolved")
 
 
-def file_scope(file: RelPath, entries: object, load: Load) -> Scope:
+def file_scope(work: Work, entries: object, load: Load) -> Scope:
     """The scope of a dvc.yaml with these `vars`: params.yaml beside it counts by itself."""
+    file = work.file
     default = file.parent / RelPath(_DEFAULT_FILE)
-    scope = Scope(file, Work(file), cache(lambda: (mapping(load(default)),)))
+    scope = Scope(file, work, cache(lambda: (mapping(load(default)),)))
     return scope.plus_vars(entries, file.parent, load)
 
 

@@ -6,6 +6,7 @@ commands    the git binary                  mirror      what lies on disk, share
 
 import fcntl
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,13 @@ from registry import gto
 from registry.domain import RelPath, Revision, parse_revision
 from registry.errors import (
     MirrorNotReady,
+    MirrorStale,
     OriginUnavailable,
     PathNotFound,
     UnsafePath,
 )
 from registry.repository.commands import GitFailed, GitSilent
-from registry.repository.mirror import Mirror, State
+from registry.repository.mirror import Mirror, State, TagChange
 from registry.repository.objects import READ_LIMIT, Objects
 from registry.repository.origin import Origin
 
@@ -32,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 FETCH_LIMIT = 600.0
 """Seconds a fetch may take."""
+MAX_STALE = 86_400.0
+"""Seconds for which the last state is told of an origin that cannot be reached."""
+SPACING = 1.0
+"""Seconds between two looks at one origin that requests ask for, however often they do."""
+_FEW = 20
 _POLL = 0.05
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 5, 60
 
@@ -44,6 +51,16 @@ class Snapshot:
 
     index: gto.Index
     checked: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of the origin without asking it: the Unix time at which any process last saw
+    it, and what this process failed with since.
+    """
+
+    checked: float | None
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,10 @@ class Repository:
 
     `username` and `password` are for https, `ssh_key` and `ssh_known_hosts` for ssh; the known
     hosts default to those of the account. Fetches run on `executor`, and take `fetch_limit` seconds
-    at most. `clock` gives Unix time. Raises ValueError for a URL that is not allowed.
+    at most. With `frozen`, a version tag means the commit that was first seen under its name.
+    `max_stale` is the age in seconds beyond which nothing is told of an origin. `clock` gives Unix
+    time. `timed` is told how each look at the origin ended, "ok" or "failed", and the seconds it
+    took. Raises ValueError for a URL that is not allowed.
     """
 
     def __init__(
@@ -82,20 +102,26 @@ class Repository:
         ssh_key: Path | None = None,
         ssh_known_hosts: Path | None = None,
         executor: Executor,
+        frozen: bool = True,
+        max_stale: float = MAX_STALE,
         clock: Callable[[], float] = time.time,
         fetch_limit: float = FETCH_LIMIT,
+        timed: Callable[[str, float], None] = lambda _, __: None,
     ) -> None:
         origin = Origin.parse(url).with_ssh(ssh_key, ssh_known_hosts)
         if password is not None:
             origin = origin.with_password(username or "git", password)
         self.name = name
-        self._mirror = Mirror(mirror.absolute(), origin, fetch_limit)
+        self._mirror = Mirror(mirror.absolute(), origin, fetch_limit, frozen=frozen)
         self._objects = Objects(self._mirror.commands)
         self._executor = executor
+        self._max_stale = max_stale
         self._clock = clock
+        self._timed = timed
         self._lock = threading.Lock()
         self._adopting = threading.Lock()
         self._known: tuple[State, Snapshot] | None = None
+        self._mark: tuple[int, int] | None = None
         self._flight: _Flight | None = None
         self._failure: _Failure | None = None
         self._damaged: float | None = None
@@ -107,28 +133,57 @@ class Repository:
         When nobody looked since, the origin is looked at, and that is waited for, no longer than
         `wait` seconds. The last snapshot there is does if that takes longer or fails; `checked`
         tells. Nothing is waited for that was under way for `wait` seconds already. The index is the
-        same object as long as nothing changed.
+        same object as long as nothing changed. What any process of this machine has seen is told by
+        all from then on: nobody who asks twice is told of an older state the second time.
 
-        Raises MirrorNotReady while the first clone is under way, and OriginUnavailable when it
-        failed. After a failure the origin is left in peace for some seconds.
+        An origin is looked at once a second at most: who comes sooner waits for that, too.
+
+        Raises MirrorNotReady while the first clone is under way, OriginUnavailable when it
+        failed, and MirrorStale when there is only what is older than `max_stale`. After a failure
+        the origin is left in peace for some seconds.
         """
         needed = self._clock() - max_age
         deadline = time.monotonic() + wait
+        rested = False
         while True:
             snapshot = self._fresh(needed) or self._adopt()
             if snapshot and self._is_fresh(snapshot, needed):
                 return snapshot
+            pause = snapshot.checked + SPACING - self._clock() if snapshot and not rested else 0.0
+            if snapshot and 0 < pause <= SPACING and self._damaged is None:
+                if pause > deadline - time.monotonic():
+                    return self._bearable(snapshot)
+                self._closed.wait(pause)
+                rested = True
+                continue
             flight = self._begin(needed)
             if flight is None:
                 break
             until = min(deadline, flight.since + wait) if snapshot else deadline
             if not self._landed(flight, until):
                 if snapshot:
-                    return snapshot
+                    return self._bearable(snapshot)
                 raise MirrorNotReady(self.name)
         if snapshot is None:
             raise self._unavailable()
-        return snapshot
+        return self._bearable(snapshot)
+
+    def refresh(self) -> None:
+        """Looks at the origin now, in the background: for whoever knows that it changed."""
+        with self._lock:
+            self._failure = None  # whoever says so has just heard from it
+            flight = self._flight
+        if flight and not flight.future.done():
+            # It may have listed the refs before they changed: once more, when it is done.
+            flight.future.add_done_callback(lambda _: self._begin_again())
+        else:
+            self._begin_again()
+
+    def changes(self) -> tuple[TagChange, ...]:
+        """What happened last to every version tag that the origin changed after it was first seen,
+        as far as the mirror remembers. Raises OriginUnavailable when its record is damaged.
+        """
+        return self._object(self._mirror.changes)
 
     def probe(self, wait: float) -> None:
         """Asks the origin for its refs, for `wait` seconds at most. Raises OriginUnavailable."""
@@ -177,6 +232,11 @@ class Repository:
             raise self._unreadable(GitFailed(f"object {oid[:10]} is missing"))
         return data
 
+    def status(self) -> Status:
+        """The state of the origin, as far as it is known. Reads one small file."""
+        state, failure = self._mirror.state(), self._failure
+        return Status(state.checked if state else None, failure.error.problem if failure else None)
+
     def close(self) -> None:
         """Ends every process that was started. A closed repository fetches no more."""
         self._closed.set()
@@ -190,13 +250,29 @@ class Repository:
         return self._damaged is None and needed <= snapshot.checked <= self._clock()
 
     def _fresh(self, needed: float) -> Snapshot | None:
+        """What this process knows, unless it is too old or another process knows more."""
         known = self._known
-        return known[1] if known and self._is_fresh(known[1], needed) else None
+        if known and self._is_fresh(known[1], needed) and self._mark == self._mirror.mark():
+            return known[1]
+        return None
+
+    def _bearable(self, snapshot: Snapshot) -> Snapshot:
+        """A snapshot that is not fresh, if it is not too old to be told. Raises MirrorStale."""
+        age = self._clock() - snapshot.checked
+        if age <= self._max_stale:
+            return snapshot
+        failure = self._failure
+        problem = failure.error.problem if failure else "its origin has not answered yet"
+        raise MirrorStale(self.name, int(age), problem)
+
+    def _begin_again(self) -> None:
+        self._begin(math.inf)  # as nothing that was seen until now will do
 
     def _adopt(self) -> Snapshot | None:
         """The last snapshot there is, by this process or another one."""
         with self._adopting:
             known = self._known
+            self._mark = self._mirror.mark()  # before it is read: what comes later shows
             for _ in range(3):  # the tags file may be replaced while it is looked for
                 state = self._mirror.state()
                 if state is None or (known and state == known[0]):
@@ -241,12 +317,26 @@ class Repository:
                         return
                 snapshot = self._adopt()
                 if not (snapshot and self._is_fresh(snapshot, needed)):
-                    self._mirror.update(self._clock(), lock.fileno(), self._damaged)
-                    self._damaged = None
+                    self._update(lock)
             self._adopt()
             self._failure = None
         except (GitFailed, OSError) as error:
             self._failed(error)
+
+    def _update(self, lock: BinaryIO) -> None:
+        begun, outcome = time.monotonic(), "failed"
+        try:
+            changes = self._mirror.update(self._clock(), lock.fileno(), self._damaged)
+            self._damaged, outcome = None, "ok"
+        finally:
+            self._timed(outcome, time.monotonic() - begun)
+        for change in changes[:_FEW]:
+            logger.warning(
+                "repository %s: version tag %s was %s: first it was %s, at the origin it is %s",
+                self.name, change.tag, change.event, change.kept, change.origin or "nothing",
+            )  # fmt: skip
+        if len(changes) > _FEW:
+            logger.warning("repository %s: %d version tags changed", self.name, len(changes))
 
     def _failed(self, error: Exception) -> None:
         problem = str(error)

@@ -1,24 +1,32 @@
 """The mirror on disk, which all processes share.
 
     MIRROR/
-      repository.git    the bare mirror: refs/heads and refs/tags of the origin, nothing else
+      repository.git    the bare mirror: refs/heads and refs/tags of the origin, and one ref of ours
+                        for each commit that a frozen version means: refs/registry/keep/<commit>
       lock              whoever fetches holds it, and so does every process that Git starts for it
       tags-<digest>     the tags of one state of the origin; <digest> is the SHA-256 of the file
       state             what was last seen at the origin, when, and which tags file tells it
+      changed           what the origin did to version tags after they were first seen; JSON lines
 
 One process looks at the origin; the others find what it saw in `state`, which is replaced as a
 whole and last, so that nobody ever reads the tags of half a fetch.
+
+A version tag is frozen, unless the operator wants it to follow: it means the commit that was first
+seen under its name, for as long as it exists. The directory is all that remembers: without it, what
+is seen next is seen first.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from registry import gto
 from registry.domain import Revision
@@ -30,7 +38,10 @@ logger = logging.getLogger(__name__)
 LOOK_LIMIT = 30.0
 """Seconds the origin may take to list its refs."""
 _MANY_PACKS = 50
+_KEEP = "refs/registry/keep/"
 
+_FEW_REFS = 100
+_PLAIN_REF = re.compile(rb"refs/(?:heads|tags)/[A-Za-z0-9._/@#!=+-]+")
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _TAG_FORMAT = (
     "%(refname:strip=2) %(objecttype) %(objectname) %(*objecttype) %(*objectname)"
@@ -51,34 +62,65 @@ class State:
     cloned: float
 
 
-class Mirror:
-    """The directory that all processes share. Only the holder of the lock writes to it."""
+@dataclass(frozen=True)
+class TagChange:
+    """What the origin did to a version tag after it was first seen, with `kept` as its commit and
+    `time` as the tagger's, in Unix seconds. `origin` is the commit it has there now, None for none;
+    `seen` is a Unix time. What moved goes on meaning `kept`; what was deleted is gone.
+    """
 
-    def __init__(self, directory: Path, origin: Origin, fetch_limit: float) -> None:
+    tag: str
+    event: Literal["moved", "deleted", "restored"]
+    kept: Revision
+    time: int
+    origin: Revision | None
+    seen: float
+
+
+class Mirror:
+    """The directory that all processes share. Only the holder of the lock writes to it.
+
+    `frozen` says whether version tags keep the commit that was first seen.
+    """
+
+    def __init__(
+        self, directory: Path, origin: Origin, fetch_limit: float, *, frozen: bool
+    ) -> None:
         self.commands = Commands(directory / "repository.git", origin)
         self._directory = directory
+        self._state_file = str(directory / "state")
         self._origin = origin
         self._fetch_limit = fetch_limit
+        self._frozen = frozen
 
     def open_lock(self) -> BinaryIO:
         """The lock, not yet held; closing it gives it back. Raises OSError."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return open(self._directory / "lock", "ab")
 
+    def mark(self) -> tuple[int, int] | None:
+        """Another one than before when any process wrote a state since. Takes a microsecond."""
+        try:
+            found = os.stat(self._state_file)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
     def state(self) -> State | None:
         """The last state that was seen, if it can be used."""
-        try:
-            text = (self._directory / "state").read_text(encoding="utf-8")
-            state = State(**json.loads(text))
-        except (OSError, ValueError, TypeError):
-            return None
-        usable = state.url == self._origin.url and (self.commands.git_dir / "HEAD").is_file()
-        return state if usable else None
+        state = self._last_state()
+        return state if state and (self.commands.git_dir / "HEAD").is_file() else None
+
+    def changes(self) -> tuple[TagChange, ...]:
+        """What happened last to every version tag that the origin changed, in the order seen."""
+        if self._last_state() is None:
+            return ()  # there is none, or it is of another origin
+        return tuple({change.tag: change for change in self._recorded()}.values())
 
     def tags(self, state: State) -> list[gto.Tag] | None:
         """The tags of a state; None when the file was replaced meanwhile, or damaged."""
         data = self._tags_data(state)
-        return None if data is None else [_parse_tag(line) for line in data.decode().splitlines()]
+        return None if data is None else [_parse_tag(line) for line in _lines(data)]
 
     def look(self, limit: float) -> bytes:
         """The refs of the origin, as it lists them. Raises GitFailed."""
@@ -86,32 +128,60 @@ class Mirror:
         nowhere = self.commands.at(self._directory / "nowhere.git")
         return nowhere.ask_origin("ls-remote", "--heads", "--tags", "--refs", limit=limit)
 
-    def update(self, now: float, lock: int, damaged: float | None) -> None:
+    def update(self, now: float, lock: int, damaged: float | None) -> tuple[TagChange, ...]:
         """Brings the mirror to the state that the origin has now; clones it if need be.
 
-        `damaged` is when a read found the mirror to be damaged. Raises GitFailed and OSError.
+        `damaged` is when a read found the mirror to be damaged. Says what became of versions that
+        were seen before. Raises GitFailed and OSError.
         """
-        state = self.state()
+        changes: tuple[TagChange, ...] = ()
+        last, state = self._last_state(), self.state()
         if state and damaged is not None and state.cloned <= damaged:
             state = None
         listing = self.look(LOOK_LIMIT)
-        refs = _digest(listing)
+        refs = _digest(b"frozen\n" * self._frozen + listing)
         if state is None or state.refs != refs or self._tags_data(state) is None:
-            if state is None or not self._fetched(lock):
+            if state is None or not self._fetched(lock, listing):
                 self._clone(lock, listing)
                 state = State(self._origin.url, refs, "", now, now)
             self._tidy()
-            state = replace(state, refs=refs, tags=self._write_tags())
+            lines = list(self._read_tags())
+            if last is None:
+                (self._directory / "changed").unlink(missing_ok=True)
+            elif self._frozen:
+                lines, changes = self._freeze(lines, self._tags_data(last) or b"", now)
+            state = replace(state, refs=refs, tags=self._write_tags(lines))
+            shutil.rmtree(self._outgoing, ignore_errors=True)
         _write(self._directory / "state", json.dumps(asdict(replace(state, checked=now))).encode())
         for file in self._directory.glob("tags-*"):
             if file != self._tags_file(state.tags):
                 file.unlink()
+        return changes
 
-    def _fetched(self, lock: int) -> bool:
+    def _last_state(self) -> State | None:
+        """The last state of this origin, whatever became of the mirror since."""
+        try:
+            with open(self._state_file, encoding="utf-8") as file:
+                state = State(**json.load(file))
+        except (OSError, ValueError, TypeError):
+            return None
+        return state if state.url == self._origin.url else None
+
+    @property
+    def _outgoing(self) -> Path:
+        """The mirror that was replaced: it goes when nothing more is wanted from it."""
+        return self._directory / "outgoing.git"
+
+    def _fetched(self, lock: int, listing: bytes) -> bool:
         """Whether the mirror could be fetched into; it is damaged if not. Raises GitFailed."""
         _sweep(self.commands.git_dir)
+        with suppress(GitFailed):  # the mirror, or what was listed, may be gone by now
+            new = self._new_refs(listing)
+            if new:
+                self._fetch(self.commands, lock, new)
+                return True
         try:
-            self._fetch(self.commands, lock)
+            self._fetch(self.commands, lock, _REFSPECS)
         except GitFailed:
             # The origin did answer. Either it is not well, or the mirror is not.
             if self._is_sound():
@@ -119,6 +189,21 @@ class Mirror:
             logger.warning("%s is damaged: cloning again", self.commands.git_dir)
             return False
         return True
+
+    def _new_refs(self, listing: bytes) -> tuple[str, ...]:
+        """What to fetch where few refs are new and none is gone; nothing for anything else.
+
+        Git takes five times as long to compare a hundred thousand refs as to fetch one by its name.
+        """
+        command = ("for-each-ref", "--format=%(objectname)%09%(refname)", "refs/heads", "refs/tags")
+        here = set(self.commands.read(*command, limit=LOOK_LIMIT).splitlines())
+        there = set(listing.splitlines())
+        new = [line.partition(b"\t")[2] for line in there - here]
+        gone = {line.partition(b"\t")[2] for line in here - there}.difference(new)
+        # A name is the origin's to choose, and must not say more than a name in a refspec.
+        if gone or len(new) > _FEW_REFS or not all(map(_PLAIN_REF.fullmatch, new)):
+            return ()
+        return tuple(f"+{name.decode()}:{name.decode()}" for name in new)
 
     def _tidy(self) -> None:
         """Keeps reading fast: a fetch leaves a file for every ref, and often one more pack.
@@ -141,8 +226,7 @@ class Mirror:
     def _clone(self, lock: int, listing: bytes) -> None:
         """Clones aside, so that what is there can be read until it is replaced."""
         fresh = self.commands.at(self._directory / "incoming.git")
-        old = self._directory / "outgoing.git"
-        for leftover in (fresh.git_dir, old):
+        for leftover in (fresh.git_dir, self._outgoing):
             shutil.rmtree(leftover, ignore_errors=True)
         sha256 = len(listing.partition(b"\t")[0]) == 64
         fresh.git_dir.mkdir(mode=0o700)
@@ -154,13 +238,12 @@ class Mirror:
             f"--object-format={'sha256' if sha256 else 'sha1'}",
             limit=LOOK_LIMIT,
         )
-        self._fetch(fresh, lock)
+        self._fetch(fresh, lock, _REFSPECS)
         if self.commands.git_dir.exists():
-            self.commands.git_dir.rename(old)
+            self.commands.git_dir.rename(self._outgoing)
         fresh.git_dir.rename(self.commands.git_dir)
-        shutil.rmtree(old, ignore_errors=True)
 
-    def _fetch(self, commands: Commands, lock: int) -> None:
+    def _fetch(self, commands: Commands, lock: int, refspecs: Iterable[str]) -> None:
         commands.ask_origin(
             "fetch",
             "--quiet",
@@ -170,7 +253,7 @@ class Mirror:
             "--no-write-fetch-head",
             "--no-auto-gc",
             "--no-recurse-submodules",
-            refspecs=_REFSPECS,
+            refspecs=refspecs,
             limit=self._fetch_limit,
             lock=lock,
         )
@@ -185,8 +268,73 @@ class Mirror:
     def _tags_file(self, digest: str) -> Path:
         return self._directory / f"tags-{digest}"
 
-    def _write_tags(self) -> str:
-        data = "".join(f"{line}\n" for line in self._read_tags()).encode()
+    def _freeze(
+        self, lines: list[str], known: bytes, now: float
+    ) -> tuple[list[str], tuple[TagChange, ...]]:
+        """The tags to tell, where a version means what it meant when it was first seen, and what
+        the origin changed since the last look. `known` are the tags that were told until now.
+        """
+        last = {change.tag: change for change in self._recorded()}
+        before = set(_lines(known))
+        gone = (_parse_tag(line) for line in before.difference(lines))
+        first = {tag.name: tag for tag in gone if _is_version(tag)}
+        # What is on record was seen earlier, and is remembered when the tag comes back.
+        first |= {one.tag: gto.Tag(one.tag, one.kept, one.time, True) for one in last.values()}
+        if not first:
+            return lines, ()
+        told, changes = [], {name: _change(tag, None, now) for name, tag in first.items()}
+        for line in lines:
+            name = line.split(" ", 3)[3]
+            if name in first:
+                changes[name] = _change(first[name], _parse_tag(line), now)
+            moved = name in first and changes[name].event == "moved"
+            told.append(_tag_line(first[name]) if moved else line)
+        new = tuple(one for one in changes.values() if not _is_known(one, last.get(one.tag)))
+        if new:
+            records = [*self._recorded(), *new]
+            text = "".join(f"{json.dumps(asdict(record))}\n" for record in records)
+            _write(self._directory / "changed", text.encode())
+        self._keep({one.kept for one in (*last.values(), *new)})
+        return told, new
+
+    def _recorded(self) -> list[TagChange]:
+        try:
+            lines = (self._directory / "changed").read_text(encoding="utf-8").splitlines()
+            return [TagChange(**json.loads(line)) for line in lines]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError) as error:  # never ours: it is replaced as a whole
+            raise GitFailed("its record of changed tags is damaged: remove the mirror") from error
+
+    def _keep(self, commits: set[Revision]) -> None:
+        """Names commits by refs of ours, so that no repack loses what a version means. Those that
+        a new clone lacks are taken from the mirror before it, as far as that can be read.
+        """
+        limit = self._fetch_limit
+        listed = self.commands.read("for-each-ref", "--format=%(objectname)", _KEEP, limit=limit)
+        wanted = commits.difference(map(Revision, listed.decode().split()))
+        lost = wanted - self._present(wanted)
+        if lost and self._outgoing.exists():
+            # Its objects are wanted, and not its refs, which may be what is damaged.
+            (self._outgoing / "packed-refs").unlink(missing_ok=True)
+            (self._outgoing / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
+            given = "".join(f"{commit}\n" for commit in lost).encode()
+            pack = ("pack-objects", "--quiet", "--revs", "--stdout")
+            try:
+                packed = self.commands.at(self._outgoing).read(*pack, given=given, limit=limit)
+                self.commands.read("index-pack", "--stdin", given=packed, limit=limit)
+            except GitFailed as error:
+                logger.warning("%s has lost frozen versions: %s", self.commands.git_dir, error)
+        refs = "".join(f"create {_KEEP}{one} {one}\n" for one in self._present(wanted)).encode()
+        if refs:
+            self.commands.read("update-ref", "--stdin", given=refs, limit=limit)
+
+    def _present(self, commits: Iterable[Revision]) -> set[Revision]:
+        names = [str(commit) for commit in commits]
+        return {Revision(found) for found in self._peeled(names) if found != "-"}
+
+    def _write_tags(self, lines: list[str]) -> str:
+        data = "".join(f"{line}\n" for line in lines).encode()
         digest = _digest(data)
         _write(self._tags_file(digest), data)
         return digest
@@ -195,7 +343,7 @@ class Mirror:
         """A line for every tag that may be one of GTO's: commit or `-`, time, kind, name."""
         command = ("for-each-ref", f"--format={_TAG_FORMAT}", "refs/tags")
         listed = self.commands.read(*command, limit=LOOK_LIMIT).decode(errors="replace")
-        lines = [line.split(" ") for line in listed.splitlines() if "@" in line or "#" in line]
+        lines = [line.split(" ") for line in listed.split("\n") if "@" in line or "#" in line]
         # Git peels one level; what is still a tag then is peeled to the bottom.
         nested = [line[2] for line in lines if line[3] == "tag"]
         commits = dict(zip(nested, self._peeled(nested), strict=True))
@@ -212,9 +360,42 @@ class Mirror:
             yield "-" if b" " in answer else answer.decode()
 
 
+def _lines(data: bytes) -> list[str]:
+    """Lines as Git ends them. `str.splitlines` knows more ends, which names of tags may hold."""
+    return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
+
+
 def _parse_tag(line: str) -> gto.Tag:
     revision, when, kind, name = line.split(" ", 3)
     return gto.Tag(name, Revision(revision) if revision != "-" else None, int(when), kind == "tag")
+
+
+def _tag_line(tag: gto.Tag) -> str:
+    return f"{tag.revision or '-'} {tag.time} {'tag' if tag.annotated else 'commit'} {tag.name}"
+
+
+def _is_version(tag: gto.Tag) -> bool:
+    event = gto.Event.parse(tag.name)
+    return bool(tag.annotated and tag.revision and event and event.action is gto.Action.REGISTER)
+
+
+def _change(first: gto.Tag, tag: gto.Tag | None, now: float) -> TagChange:
+    """What became of a version that was first seen as `first` and is `tag` at the origin now."""
+    assert first.revision
+    event: Literal["moved", "deleted", "restored"] = "restored"
+    if tag is None:
+        event = "deleted"
+    elif not tag.annotated or tag.revision != first.revision:
+        event = "moved"
+    origin = tag.revision if tag else None
+    return TagChange(first.name, event, first.revision, first.time, origin, now)
+
+
+def _is_known(change: TagChange, last: TagChange | None) -> bool:
+    """Whether it was on record already. A tag that is as it was first seen needs no record."""
+    if last is None:
+        return change.event == "restored"
+    return (change.event, change.origin) == (last.event, last.origin)
 
 
 def _sweep(git_dir: Path) -> None:

@@ -113,7 +113,7 @@ class Origin:
 
 
 def _host(text: str) -> str:
-    if ":" in text:
+    if ":" in text and "%" not in text:  # a zone may hold anything
         return f"[{IPv6Address(text)}]"
     if not _HOST.fullmatch(text):
         raise ValueError("the host is missing, or holds a character that is not allowed")

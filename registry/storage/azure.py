@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
-from hmac import digest
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from registry.domain import Entry
 from registry.errors import CredentialsUnavailable
-from registry.storage import LEAST_LIFE, Links, Origin, Renewed, lifespan
+from registry.storage import LEAST_LIFE, Links, Origin, Renewed, keyed_hmac, lifespan
 
 SERVICE_VERSION = "2022-11-02"
 """The version of the rule. Every service of today knows it; later ones only add to it."""
@@ -235,7 +234,7 @@ def _signing(
         f"&spr={quote(terms.protocol)}&sv={SERVICE_VERSION}&sr="
     )
     delegation = "".join(f"&{name}={quote(value)}" for name, value in fields)
-    secret = key.value
+    hashed = keyed_hmac(key.value)
 
     def sign(path: str, entry: Entry) -> str:
         # Most keys of DVC need no quoting, and quote() takes its time to find that out.
@@ -248,7 +247,7 @@ def _signing(
             text = f"{before}{path}{between}bv\n{entry.version_id}{after}"
             version = f"&versionid={quote(entry.version_id, safe='')}"
             link = f"{base}{quoted}{query}bv{delegation}{version}&sig="
-        signature = b64encode(digest(secret, text.encode(), "sha256")).decode()
+        signature = b64encode(hashed(text.encode()).digest()).decode()
         return link + signature.replace("+", "%2B").replace("=", "%3D")
 
     return sign

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from registry.domain import Entry
 from registry.errors import CredentialsUnavailable
-from registry.storage import LEAST_LIFE, Links, Origin, Renewed, lifespan
+from registry.storage import LEAST_LIFE, Links, Origin, Renewed, keyed_hmac, lifespan
 
 AddressingStyle = Literal["auto", "path", "virtual"]
 
@@ -125,6 +125,7 @@ class S3Signer:
         )
         self._internal = _address(bucket, region, endpoint_url, addressing_style)
         self._key_of_the_day: tuple[Credentials, str, bytes] | None = None
+        self._links_of_the_second: tuple[tuple[object, ...], Links] | None = None
 
     def links(self, now: datetime, lifetime: int) -> Links:
         """Links that live `lifetime` seconds (a week at most), or as long as the credentials.
@@ -144,6 +145,10 @@ class S3Signer:
         if lifetime > _LONGEST:
             raise ValueError("S3 accepts no link that lives longer than a week")
         start, expires = lifespan(now, lifetime, credentials.expires)
+        # A busy service signs many answers in one second, and all but the paths is the same.
+        terms, known = (credentials, address, start, expires), self._links_of_the_second
+        if known and known[0] == terms:
+            return known[1]
         timestamp = start.strftime("%Y%m%dT%H%M%SZ")
         scope = f"{timestamp[:8]}/{self._region}/s3/aws4_request"
         sign = _signing(
@@ -156,7 +161,9 @@ class S3Signer:
             f"&X-Amz-Expires={int((expires - start).total_seconds())}",
             self._signing_key(credentials, timestamp[:8]),
         )
-        return Links(expires, sign)
+        links = Links(expires, sign)
+        self._links_of_the_second = terms, links
+        return links
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
         known = self._key_of_the_day
@@ -190,6 +197,7 @@ def _signing(
     canonical = f"{query}{token}{signed_headers}"
     query = f"{query}{signed_headers}{token}&X-Amz-Signature="
     ending = f"\nhost:{address.host}\n\nhost\nUNSIGNED-PAYLOAD"
+    signature = keyed_hmac(key)
 
     def sign(path: str, entry: Entry) -> str:
         # Most keys of DVC need no quoting, and quote() takes its time to find that out.
@@ -202,7 +210,7 @@ def _signing(
             request = f"GET\n{path}\n{canonical}&{version}{ending}"
             link = f"{base}{path}?{version}&{query}"
         hashed = sha256(request.encode()).hexdigest()
-        return link + digest(key, (heading + hashed).encode(), "sha256").hex()
+        return link + signature((heading + hashed).encode()).hexdigest()
 
     return sign
 

@@ -1,9 +1,10 @@
 """HTTP: the only place that knows Flask. Each dialect is a module over the same core."""
 
 from flask import Flask, Response
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from registry.services import Services
-from registry.web import auth, errors, objects, studio
+from registry.web import auth, errors, health, hooks, objects, observe, openapi, studio
 
 __all__ = ["create_app"]
 
@@ -11,16 +12,20 @@ __all__ = ["create_app"]
 def create_app(services: Services) -> Flask:
     """The WSGI application that answers for `services`."""
     app = Flask(__name__, static_folder=None)
+    if services.trusted_proxies:
+        # Only who asks: links are made from public_url, whatever a proxy says about hosts.
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=services.trusted_proxies, x_proto=0
+        )
     errors.install(app)
+    observe.install(app, services)
     auth.install(app, services.access)
+    observe.limit(app, services)
     app.register_blueprint(studio.blueprint(services))
     app.register_blueprint(objects.blueprint(services))
-
-    @app.get("/healthz")
-    @auth.public
-    def healthz() -> Response:
-        """Whether the process answers; nothing else is looked at."""
-        return Response('{"status":"ok"}', mimetype="application/json")
+    app.register_blueprint(hooks.blueprint(services))
+    app.register_blueprint(openapi.blueprint())
+    app.register_blueprint(health.blueprint(services))
 
     @app.after_request
     def _harden(response: Response) -> Response:

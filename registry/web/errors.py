@@ -7,7 +7,7 @@ JSON, because DVC's client prints it as it is: `{"detail": "..."}`, the form DVC
 import json
 import logging
 
-from flask import Flask, Response
+from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from registry.errors import (
@@ -20,6 +20,7 @@ from registry.errors import (
     RegistryError,
     SettingsError,
     StorageUnavailable,
+    TooManyRequests,
     Unauthenticated,
     Unavailable,
     Unsignable,
@@ -31,6 +32,7 @@ STATUS: dict[type[RegistryError], int] = {
     InvalidRequest: 400,
     Unauthenticated: 401,
     Forbidden: 403,
+    TooManyRequests: 429,
     InvalidLink: 403,
     NotFound: 404,
     Unsignable: 422,
@@ -58,11 +60,12 @@ def install(app: Flask) -> None:
     @app.errorhandler(RegistryError)
     def _registry_error(error: RegistryError) -> Response:
         status = status_of(error)
-        log.info("%s %s: %s", status, type(error).__name__, _evidence(error))
+        # For the line that the request will have in the log: there is one, and it says all.
+        g.error, g.reason = type(error).__name__, _evidence(error)
         response = Response(envelope(error.detail), status, mimetype="application/json")
         if isinstance(error, Unauthenticated):
             response.headers["WWW-Authenticate"] = "Token"
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | TooManyRequests):
             response.headers["Retry-After"] = str(error.retry_after)
         return response
 

@@ -8,15 +8,25 @@ What is answered and what is refused: docs/dialects/studio.md.
 """
 
 import json
+import re
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import islice
 
 from flask import Blueprint, Response, request
 
 from registry import access
 from registry.catalog import Download
 from registry.domain import Selector
+from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.web.auth import principal
+from registry.web.observe import Record
+
+LARGEST_WHOLE = 2000
+"""Files of the largest answer that is made before it is sent; a larger one is streamed."""
+FILES_A_PART = 200
+"""A millisecond's work: after each part it is the turn of other requests."""
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -25,14 +35,14 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/api/model-registry/get-download-uris")
     def get_download_uris() -> Response:
-        access.require(principal(), "models:read")
-        selector = Selector.parse(
-            request.args.get("name", ""),
-            request.args.get("version", ""),
-            request.args.get("stage", ""),
-        )
         repository = request.args.get("repo", "")
-        download = services.catalog.download_uris(principal(), repository, selector)
+        asked = tuple(request.args.get(key, "") for key in ("name", "version", "stage"))
+        record = Record(services, repository, *asked)
+        with record.refusals():
+            access.require(principal(), "models:read")
+            selector = Selector.parse(*asked)
+            download = services.catalog.download_uris(principal(), repository, selector, _max_age())
+        record.granted(download.resolution, len(download))
         return _answer(download, services.clock())
 
     return routes
@@ -40,19 +50,43 @@ def blueprint(services: Services) -> Blueprint:
 
 def _answer(download: Download, now: float) -> Response:
     resolution = download.resolution
-    body = json.dumps(download.uris, ensure_ascii=False, separators=(",", ":"))
-    response = Response(body, mimetype="application/json")
-    headers = response.headers
+    headers: dict[str, str] = {}
     headers["Cache-Control"] = "private, no-store"
     headers["X-Registry-Revision"] = resolution.revision
     headers["X-Registry-Tag"] = resolution.tag
     headers["X-Registry-Expires"] = _timestamp(download.expires)
     headers["X-Registry-Mirror-Age"] = str(max(0, int(now - resolution.checked)))
+    if resolution.stale:
+        headers["Warning"] = '110 - "Response is Stale"'  # RFC 7234, section 5.5.1
     if resolution.version:
         headers["X-Registry-Version"] = resolution.version
     if resolution.deprecated:
         headers["X-Registry-Deprecated"] = "true"
-    return response
+    body = _json(download.uris) if len(download) <= LARGEST_WHOLE else _streamed(download)
+    return Response(body, mimetype="application/json", headers=headers)
+
+
+def _streamed(download: Download) -> Iterator[str]:
+    """The same text in parts. Should one fail, the last brace is never sent: half is no JSON."""
+    opening, pairs = "{", iter(download)
+    while part := dict(islice(pairs, FILES_A_PART)):
+        yield opening + _json(part)[1:-1]
+        opening = ","
+    yield "}"
+
+
+def _json(links: Mapping[str, str]) -> str:
+    return json.dumps(links, ensure_ascii=False, separators=(",", ":"))
+
+
+def _max_age() -> int | None:
+    """The age in seconds that the answer may have, if the client says so. Raises InvalidRequest."""
+    text = request.args.get("max_age", "")
+    if text and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InvalidRequest("max_age", "a whole number of seconds, such as 0")
+    if request.cache_control.no_cache:
+        return 0
+    return int(text) if text else None
 
 
 def _timestamp(moment: datetime) -> str:

@@ -17,11 +17,17 @@ EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
 
 def read(data):
     data = data if isinstance(data, bytes) else json.dumps(data, sort_keys=True).encode()
-    return parse(data, Digest(md5(data).hexdigest() + ".dir"), "s3://bkt/x.dir")
+    digest = Digest(md5(data).hexdigest() + ".dir")
+    return parse(data, digest, "s3://bkt/x.dir", RelPath("data"), legacy=False)
 
 
 def listing(*paths):
-    return read([{"md5": A, "relpath": path} for path in paths])
+    found = read([{"md5": A, "relpath": path} for path in paths])
+    return [(entry.path, entry.key, entry.md5) for entry in found]
+
+
+def entry(path):
+    return f"data/{path}", f"files/md5/{A[:2]}/{A[2:]}", A
 
 
 @pytest.mark.parametrize(
@@ -40,18 +46,39 @@ def test_keys_are_laid_out_as_dvc_does(digest, legacy, key):
 def test_a_manifest_lists_files_in_its_order():
     names = ["a/one.txt", "dupe1", "empty", "sp ace/tw#o%20+é.txt", ".hidden/..x", "a b.c/-"]
 
-    assert listing(*names) == tuple((name, A) for name in names)
-    assert all(isinstance(path, RelPath) for path, _ in listing(*names))
+    assert listing(*names) == [entry(name) for name in names]
+    assert all(isinstance(path, RelPath) for path, _, _ in listing(*names))
+
+
+def test_the_keys_of_a_legacy_manifest_are_legacy():
+    data = json.dumps([{"md5": A, "relpath": "a"}]).encode()
+    (only,) = parse(data, Digest(md5(data).hexdigest() + ".dir"), "f", RelPath.ROOT, legacy=True)
+
+    assert (only.path, only.key) == ("a", f"{A[:2]}/{A[2:]}")
+
+
+@given(st.lists(st.sampled_from(["a", "a/b", "a/bc", "b/a/b", "ab", "é", "é/a", "a.b/c"])))
+def test_the_files_below_a_directory_are_those_whose_path_says_so(paths):
+    try:
+        found = read([{"md5": A, "relpath": path} for path in paths])
+    except UnsafePath:
+        return
+    for wanted in ("data", "data/a", "data/b/a", "data/é", "data/ab", "data/x"):
+        below = found.below(RelPath(wanted))
+
+        assert list(below) == [one for one in found if one.path.within(RelPath(wanted))]
+        assert len(below) == len(list(below))
+        assert all(one in below for one in below)
 
 
 def test_an_empty_manifest_lists_nothing():
-    assert read(b"[]") == ()
+    assert list(read(b"[]")) == []
 
 
 def test_bytes_of_another_digest_are_refused():
     for digest in (A + ".dir", md5(b"[]").hexdigest()):
         with pytest.raises(InvalidMetadata, match="named by"):
-            parse(b"[]", Digest(digest), "f")
+            parse(b"[]", Digest(digest), "f", RelPath.ROOT, legacy=False)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +138,16 @@ def test_the_fast_way_lets_nothing_through_that_the_rule_refuses(path):
         with pytest.raises(UnsafePath):
             listing(path)
     else:
-        assert listing(path) == ((expected, A),)
+        assert listing(path) == [entry(expected)]
 
 
 def test_a_hundred_thousand_files_are_read():
     assert len(listing(*(f"img/{i % 100}/{i}.jpg" for i in range(100_000)))) == 100_000
+
+
+@pytest.mark.parametrize("part", ["[]", "{}", "0", "[[[[]]]]"])
+def test_a_text_of_brackets_is_refused_for_what_it_would_take_and_not_after(part):
+    data = f"[{','.join([part] * 300_000)}]".encode()
+
+    with pytest.raises(InvalidMetadata):
+        read(data)

@@ -655,3 +655,26 @@ def test_no_output_ever_leaves_the_repository(wdir, path, wanted, file):
             continue
         for output in found:
             assert RelPath.parse(output.path) == output.path
+
+
+COSTLY = "stages:\n" + "".join(
+    f"  s{number}:\n    matrix: {{a: {list(range(100))}, b: {list(range(100))}}}\n"
+    "    outs: ['${item.a}-${item.b}']\n"
+    for number in range(20)
+)
+
+
+def test_all_files_of_a_search_share_one_bound_on_what_they_may_cost():
+    tree = Tree({f"d{number}/dvc.yaml": COSTLY for number in range(20)})
+
+    assert tree.project.outputs(RelPath("absent")) == ()
+
+    assert len({path for path in tree.reads if path.endswith("dvc.yaml")}) < 5
+
+
+def test_files_elsewhere_that_are_made_to_cost_much_hide_no_output():
+    costly = {f"d{number}/dvc.yaml": COSTLY for number in range(20)}
+    pipeline = {"dvc.yaml": "stages: {t: {outs: [m]}}", "dvc.lock": lock(t={"m": A})}
+
+    assert only({**costly, **pipeline}, "m").digest == Digest(A)
+    assert only({**costly, "z/far.dvc": "wdir: ..\n" + out("m")}, "m").digest == Digest(A)

@@ -17,8 +17,12 @@ from service import (
     key,
     legacy_key,
     output,
+    place,
     remote,
 )
+
+from registry.errors import SettingsError
+from registry.web.studio import FILES_A_PART, LARGEST_WHOLE
 
 DVC = {".dvc/config": remote("s3://bucket/dvc")}
 MODEL = {
@@ -218,9 +222,51 @@ def test_an_answer_is_compact_json_with_the_facts_in_headers(tmp_path, publish) 
         "X-Registry-Version": "v1.0.0",
         "X-Registry-Expires": "2027-01-15T09:00:00Z",
         "X-Registry-Mirror-Age": "0",
+        "X-Request-Id": answer.headers["X-Request-Id"],
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
+
+
+@pytest.mark.parametrize("count", [LARGEST_WHOLE, LARGEST_WHOLE + 1, LARGEST_WHOLE + FILES_A_PART])
+def test_a_large_answer_is_streamed_and_is_the_same_text(publish, store, count) -> None:
+    files = [{"md5": digest(str(n)), "relpath": f"{n % 7}/ünïcode {n}"} for n in range(count)]
+    md5 = store.put(json.dumps(files), ".dir")
+    registry = publish(
+        {
+            ".dvc/config": remote(store.url),
+            "dvc.yaml": artifacts(m="data"),
+            "data.dvc": output("data", md5),
+        },
+        storage=[{"url": store.url, "repositories": ["*"]}],
+    )
+
+    answer = registry.ask()
+
+    links = answer.json
+    assert list(links) == [f"data/{file['relpath']}" for file in files]
+    assert answer.text == json.dumps(links, ensure_ascii=False, separators=(",", ":"))
+    assert ("Content-Length" in answer.headers) == (count <= LARGEST_WHOLE)
+
+
+def test_what_is_refused_is_refused_before_a_large_answer_begins(publish, store) -> None:
+    files = [{"md5": digest(str(n)), "relpath": str(n)} for n in range(LARGEST_WHOLE + 1)]
+    private = f"{store.url}/{key(str(LARGEST_WHOLE))}"
+    md5 = store.put(json.dumps(files), ".dir")
+    locations = [
+        {"url": store.url, "repositories": ["*"]},
+        {"url": private, "repositories": ["somebody/else"]},
+    ]
+    registry = publish(
+        {
+            ".dvc/config": remote(store.url),
+            "dvc.yaml": artifacts(m="data"),
+            "data.dvc": output("data", md5),
+        },
+        storage=locations,
+    )
+
+    assert registry.ask().status_code == 422
 
 
 def test_the_age_of_the_mirror_counts_from_the_last_look_at_the_origin(publish) -> None:
@@ -1016,6 +1062,7 @@ def test_a_repository_that_a_token_may_not_see_looks_like_one_that_does_not_exis
 
         assert hidden.status_code == unknown.status_code == 404
         assert hidden.data == unknown.data.replace(b"xxxxxx", b"models")
+        assert hidden.headers.pop("X-Request-Id") != unknown.headers.pop("X-Request-Id")
         assert dict(hidden.headers) == dict(unknown.headers)
 
 
@@ -1127,3 +1174,57 @@ def test_the_clock_decides_when_links_end(publish) -> None:
     assert answer.headers["X-Registry-Expires"] == "2027-01-15T08:01:00Z"
     assert "X-Amz-Expires=60&" in answer.json["model.pkl"]
     assert registry.clock() == NOW
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/dvc/"])
+def test_a_place_that_is_no_object_is_not_signed_for_since_the_link_would_list_it(
+    publish, url
+) -> None:
+    imported = f"deps:\n- {{path: '{url}', etag: x}}\nouts:\n- {{path: m.bin}}\n"
+    everything = [{"url": "s3://bucket", "repositories": ["*"], **S3_KEYS}]
+
+    answer = publish(
+        {**DVC, "dvc.yaml": artifacts(m="m.bin"), "m.bin.dvc": imported}, storage=everything
+    ).ask()
+
+    links = answer.json if answer.status_code == 200 else {}
+    assert all(place(link) != "s3://bucket/" for link in links.values())
+    assert answer.status_code == (200 if url == "s3://bucket/dvc/" else 422)
+
+
+def test_what_stands_where_a_bucket_belongs_is_not_repeated_with_its_password(publish) -> None:
+    config = remote("s3://AKIAX:canary@bucket/dvc")
+
+    answer = publish(
+        {".dvc/config": config, "dvc.yaml": artifacts(m="m"), "m.dvc": output("m", digest("1"))}
+    ).ask()
+
+    assert answer.status_code == 422
+    assert "canary" not in answer.text
+
+
+@pytest.mark.parametrize("path", [".git/config", "sub/.GIT/hooks/x", ".git./config"])
+def test_nothing_is_served_into_the_directory_of_git(publish, path) -> None:
+    files = {**DVC, "dvc.yaml": artifacts(m=path)}
+
+    assert publish(files).ask().status_code == 422
+
+
+def test_a_tag_with_a_line_separator_of_another_alphabet_harms_nobody(tmp_path, serve) -> None:
+    origin = GitRepository(tmp_path / "origin.git")
+    origin.commit({**DVC, "dvc.yaml": artifacts(m="m"), "m.dvc": output("m", digest("1"))})
+    origin.tag("m@v1.0.0")
+    for separator in ("\u2028", "\u2029", "\x85"):
+        origin.tag(f"m#a{separator}b")
+
+    answer = serve({"team/models": origin}).ask()
+
+    assert (answer.status_code, answer.headers["X-Registry-Tag"]) == (200, "m@v1.0.0")
+
+
+def test_two_logins_for_one_place_cannot_both_go_through_the_gateway(tmp_path, serve) -> None:
+    place_of = {"url": "http://127.0.0.1:1/store", "signing": "gateway"}
+    twins = [{**place_of, "repositories": [name]} for name in ("team/a", "team/b")]
+
+    with pytest.raises(SettingsError, match="listed twice"):
+        serve({}, twins)

@@ -1,0 +1,262 @@
+"""What is measured, made by the program itself: repositories, a store, servers. Nothing of it is
+outside the directory it is made in, and nothing speaks to anything but this machine.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import yaml
+
+from registry.access import Access
+from registry.audit import AuditLog
+from registry.cli import _gunicorn
+from registry.dvc.manifest import object_key
+from registry.settings import Settings
+
+ENDPOINT = "/api/model-registry/get-download-uris"
+PATHS = "images/train/class_{:03d}/sample_{:07d}.png"
+"""Paths of 42 characters, as data sets have them."""
+
+
+class World:
+    """Repositories `one` (a tag, and artifacts of a file and two directories) and, when asked for,
+    `many` (a hundred thousand tags), with the store their objects lie in.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = directory / "store"
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self.store))
+        Thread(target=self._server.serve_forever, daemon=True).start()
+        self.settings: Settings
+        self.token = ""
+
+    def close(self) -> None:
+        """Stops the store."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def configure(self, *names: str) -> Path:
+        """Writes the configuration over the repositories of these names, and makes a token."""
+        document = {
+            "data_dir": str(self.directory / "var"),
+            "secret_key": "a key for measuring, and long enough for it",
+            "repositories": [
+                {
+                    "url": str(self.directory / f"{name}.git"),
+                    "name": f"bench/{name}",
+                    "aliases": [f"https://git.example/bench/{name}.git"],
+                }
+                for name in names
+            ],
+            "storage": [
+                {
+                    "url": "s3://team-models/dvc",
+                    "repositories": ["bench/*"],
+                    "region": "eu-west-1",
+                    "endpoint_url": f"http://127.0.0.1:{self._server.server_port}",
+                    "public_endpoint_url": "https://s3.eu-west-1.amazonaws.com",
+                    "access_key_id": "AKIAEXAMPLE",
+                    "secret_access_key": "secret",
+                }
+            ],
+        }
+        file = self.directory / "registry.yaml"
+        file.write_text(yaml.safe_dump(document))
+        self.settings = Settings.load(file)
+        self.settings.data_dir.mkdir(exist_ok=True)
+        access = Access(self.settings.database, self.settings.secret_keys)
+        access.create_tables()
+        until = datetime.now(timezone.utc) + timedelta(days=1)
+        _, self.token = access.create("bench", ["models:read"], ["*"], until)
+        access.close()
+        audit = AuditLog(self.settings.database, self.settings.secret_keys, self.settings.audit)
+        audit.create_tables()
+        audit.close()
+        return file
+
+    def path(self, name: str, repository: str = "one", **query: str) -> str:
+        """What to ask the registry for, from `/` on."""
+        more = "".join(f"&{key}={value}" for key, value in query.items())
+        return f"{ENDPOINT}?repo=https://git.example/bench/{repository}.git&name={name}{more}"
+
+    def make_one(self, directories: Mapping[str, int]) -> None:
+        """The repository with one tag: artifact `model` in `prod`, and directories of files."""
+        outputs = {"model.pkl": self._put(b"weights " * 8192)}
+        for name, count in directories.items():
+            outputs[name] = self._put(_listing(count), ".dir")
+        artifacts = {"model": {"path": "model.pkl", "type": "model"}}
+        artifacts |= {name: {"path": name} for name in directories}
+        files = {
+            "dvc.yaml": yaml.safe_dump({"artifacts": artifacts}),
+            ".dvc/config": "[core]\n    remote = s\n['remote \"s\"']\n    url = s3://team-models/dvc\n",
+        }
+        for path, md5 in outputs.items():
+            files[f"{path}.dvc"] = yaml.safe_dump(
+                {"outs": [{"md5": md5, "hash": "md5", "path": path}]}
+            )
+        tags = ["model@v1.0.0", *(f"{name}@v1.0.0" for name in directories), "model#prod#1"]
+        self._import("one", files, tags)
+
+    def make_many(self, count: int) -> None:
+        """The repository with `count` tags: a hundred artifacts, a tenth of their tags stages."""
+        each, tags = count // 100, []
+        for artifact in range(100):
+            versions = each - each // 10
+            tags += [f"a{artifact}@v{n // 100}.{n % 100}.0" for n in range(versions)]
+            tags += [f"a{artifact}#prod#{n + 1}" for n in range(each // 10)]
+        artifacts = {f"a{n}": {"path": "model.pkl"} for n in range(100)}
+        self._import("many", {"dvc.yaml": yaml.safe_dump({"artifacts": artifacts})}, tags)
+
+    def add_tag(self, repository: str, name: str, when: int) -> None:
+        """One more annotated tag at the head of the repository."""
+        who = {"GIT_COMMITTER_DATE": f"{when} +0000", "GIT_COMMITTER_NAME": "b"}
+        git = ["git", f"--git-dir={self.directory / f'{repository}.git'}"]
+        environment = {**os.environ, **who, "GIT_COMMITTER_EMAIL": "b@example.com"}
+        subprocess.run([*git, "tag", "-am", name, name, "main"], check=True, env=environment)
+
+    def _put(self, data: bytes, suffix: str = "") -> str:
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest() + suffix
+        file = self.store / "team-models" / "dvc" / object_key(md5, legacy=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        return md5
+
+    def _import(self, name: str, files: Mapping[str, str], tags: list[str]) -> None:
+        origin = self.directory / f"{name}.git"
+        who = "bench <bench@example.com>"
+        lines = [f"commit refs/heads/main\nmark :1\ncommitter {who} 1700000000 +0000\ndata 1\nx\n"]
+        for path, text in files.items():
+            lines.append(f"M 100644 inline {path}\ndata {len(text.encode())}\n{text}\n")
+        for number, tag in enumerate(tags):
+            when = 1_700_000_001 + number
+            lines.append(f"tag {tag}\nfrom :1\ntagger {who} {when} +0000\ndata 1\nx\n")
+        subprocess.run(["git", "init", "--quiet", "--bare", "-b", "main", origin], check=True)
+        git = ["git", f"--git-dir={origin}"]
+        stream = "".join(lines).encode()
+        subprocess.run([*git, "fast-import", "--quiet"], input=stream, check=True)
+        subprocess.run([*git, "pack-refs", "--all"], check=True)
+
+
+def _listing(count: int) -> bytes:
+    """A `.dir` object as DVC writes it."""
+    files = (
+        {"md5": hashlib.md5(b"%d" % n).hexdigest(), "relpath": PATHS.format(n * 1000 // count, n)}
+        for n in range(count)
+    )
+    return json.dumps(list(files)).encode()
+
+
+def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
+    class Store(BaseHTTPRequestHandler):
+        """Serves objects by their path, and does not look at signatures."""
+
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            file = root / self.path.partition("?")[0].lstrip("/")
+            data = file.read_bytes() if file.is_file() else b""
+            self.send_response(200 if data else 404)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    return Store
+
+
+class Server:
+    """A gunicorn that answers on `port`, with the same options whatever it serves."""
+
+    def __init__(self, application: str, environment: Mapping[str, str], workers: int = 2) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        # The registry's own options, over either application.
+        command = [*_gunicorn("127.0.0.1", self.port, workers)[:-1], application]
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=Path(__file__).parent.parent,
+            stderr=subprocess.DEVNULL,  # a line of log for every request
+        )
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        time.sleep(0.5)  # until the last worker is up
+
+    def workers(self) -> list[int]:
+        """The ids of the worker processes."""
+        task = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [int(pid) for pid in task.read_text().split()]
+
+    def memory(self, what: str) -> list[int]:
+        """`Rss` or `Pss` of each worker, in bytes."""
+        return [_memory(pid, what) for pid in self.workers()]
+
+    def peak(self) -> int:
+        """The most that one worker ever held, in bytes (VmHWM)."""
+        found = [Path(f"/proc/{pid}/status").read_text() for pid in self.workers()]
+        lines = (line for text in found for line in text.splitlines() if line.startswith("VmHWM"))
+        return max(int(line.split()[1]) << 10 for line in lines)
+
+    def get(self, path: str, token: str) -> bytes:
+        """An answer, whatever it takes."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            body: bytes = response.read()
+        return body
+
+    def close(self) -> None:
+        """Stops it."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(30)
+
+
+@contextmanager
+def registry_server(config: Path, workers: int = 2) -> Iterator[Server]:
+    """The registry on this configuration."""
+    metrics = config.parent / "metrics"
+    metrics.mkdir(exist_ok=True)
+    environment = {"REGISTRY_CONFIG": str(config), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    server = Server("registry.wsgi:app", environment, workers)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def bare_server(answer: str, workers: int = 2) -> Iterator[Server]:
+    """A bare Flask view that returns this JSON."""
+    environment = {"BARE_ANSWER": answer, "PROMETHEUS_MULTIPROC_DIR": ""}
+    server = Server("benchmarks.bare:app", environment, workers)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def _memory(pid: int, what: str) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{what}:"):
+            return int(line.split()[1]) << 10
+    raise ValueError(what)

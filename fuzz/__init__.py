@@ -1,0 +1,1 @@
+"""Hostile input for the parsers: see fuzz/__main__.py."""

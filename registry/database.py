@@ -1,0 +1,65 @@
+"""The database: an engine that never waits for long, and the one translation of its errors."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from registry.errors import DatabaseUnavailable, SettingsError
+
+PATIENCE = 2
+"""Seconds to wait for a lock, a connection, or a free place in the pool."""
+
+_POSTGRESQL = {
+    "connect_timeout": PATIENCE,
+    "tcp_user_timeout": 2000 * PATIENCE,
+    "options": f"-c lock_timeout={PATIENCE}s -c statement_timeout={2 * PATIENCE}s",
+}
+
+
+def engine_of(url: str) -> sa.Engine:
+    """An engine for an SQLAlchemy URL. Opens no connection.
+
+    What the query of a PostgreSQL URL says about time limits goes before those of this module.
+    Raises SettingsError for what is no such URL, or one of a database without a driver here.
+    """
+    try:
+        parsed = sa.make_url(url)
+        limits: dict[str, object] = {}
+        if parsed.get_driver_name() == "psycopg":
+            limits = {name: item for name, item in _POSTGRESQL.items() if name not in parsed.query}
+        engine = sa.create_engine(
+            parsed, pool_pre_ping=True, pool_timeout=PATIENCE, connect_args=limits
+        )
+    except (ArgumentError, ImportError, TypeError, ValueError):
+        # Without the cause: it quotes the URL, and with it the password.
+        raise SettingsError(
+            "database_url",
+            "must be sqlite:///<file> or postgresql+psycopg://<user>:<password>@<host>/<database>,"
+            " or the URL of another database whose driver is installed",
+        ) from None
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def _wait_for_writers(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+            cursor = connection.cursor()
+            # The time limit comes first: to look at the journal mode can take a lock already.
+            cursor.execute(f"PRAGMA busy_timeout={1000 * PATIENCE}")
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.close()
+
+    return engine
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises DatabaseUnavailable for whatever the database or its driver raises."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        # The text of a database error can hold the statement's values and the URL: keep the kind.
+        raise DatabaseUnavailable(type(error).__name__) from None

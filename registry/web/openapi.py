@@ -1,0 +1,424 @@
+"""The service described by itself: an OpenAPI 3.1 document of every route and every answer.
+
+    GET /api/openapi.json
+
+It holds nothing that is secret, and still asks for a token: who has none learns nothing from this
+service, not even what it could be asked, and nobody without one can do anything with the answer.
+"""
+
+import json
+from collections.abc import Mapping
+
+from flask import Blueprint, Response
+
+from registry.access import PREFIX
+from registry.domain import DIRNAME, LONGEST_NAME, NAME
+from registry.storage.gateway import ROUTE
+
+Json = dict[str, object]
+
+_NAME_OF_ARTIFACT = rf"^(?:(?:{DIRNAME})?:)?{NAME}$"
+
+_UNEXPECTED = {500: "A mistake of the service, which is in its log."}
+_TOKEN_FAILS = {
+    401: "No token, or one that does not hold. The same answer for every reason.",
+    429: "The token asked too often: again after `Retry-After` seconds.",
+}
+_UNAVAILABLE = {
+    502: "The Git origin or the store does not answer, or answers nonsense.",
+    503: "Not yet, or not now: ask again after `Retry-After` seconds.",
+}
+
+
+def blueprint() -> Blueprint:
+    """The route of the document, which is written once."""
+    routes = Blueprint("openapi", __name__)
+    body = json.dumps(document(), ensure_ascii=False, separators=(",", ":"))
+
+    @routes.get("/api/openapi.json")
+    def get_openapi() -> Response:
+        return Response(body, mimetype="application/json")
+
+    return routes
+
+
+def document() -> Json:
+    """The whole document, as JSON would hold it. Paths are those of the routes."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Model registry",
+            "version": "1",
+            "description": "Download links for the models that the tags of Git repositories name.",
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}],
+        "paths": {
+            "/api/model-registry/get-download-uris": {"get": _get_download_uris()},
+            f"{ROUTE}{{token}}": {"parameters": [_LINK], "get": _object(), "head": _object_head()},
+            "/hooks/{forge}": {"parameters": [_FORGE], "post": _hook()},
+            "/healthz": {"get": _healthz()},
+            "/readyz": {"get": _readyz()},
+            "/metrics": {"get": _metrics()},
+            "/api/openapi.json": {"get": _openapi()},
+        },
+        "components": {
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": (
+                        f"`Authorization: Bearer {PREFIX}...`. `token {PREFIX}...`, as DVC sends "
+                        "it, means the same."
+                    ),
+                },
+            },
+            "schemas": {
+                "Error": {
+                    "type": "object",
+                    "description": "One line for people.",
+                    "properties": {"detail": {"type": "string", "minLength": 1}},
+                    "required": ["detail"],
+                },
+                "Refresh": {
+                    "type": "object",
+                    "properties": {
+                        "repository": {"type": "string"},
+                        "refresh": {"enum": ["started", "not needed"]},
+                    },
+                    "required": ["repository", "refresh"],
+                },
+                "State": {
+                    "type": "object",
+                    "properties": {
+                        "status": {"enum": ["ready", "not ready"]},
+                        "checks": {
+                            "type": "object",
+                            "additionalProperties": {"type": "string"},
+                        },
+                        "repositories": {"type": "object"},
+                        "locations": {"type": "object"},
+                    },
+                    "required": ["status", "checks"],
+                },
+                "Links": {
+                    "type": "object",
+                    "description": "The path of every file in the repository, and its link.",
+                    "minProperties": 1,
+                    "propertyNames": {"minLength": 1},
+                    "additionalProperties": {"type": "string", "format": "uri"},
+                },
+            },
+        },
+    }
+
+
+def _get_download_uris() -> Json:
+    return {
+        "operationId": "getDownloadUris",
+        "summary": "Links to the files of an artifact",
+        "description": "Of the version or the stage that is named, or else of the latest version.",
+        "parameters": [
+            _query(
+                "repo",
+                "The name of a configured repository, its URL in any spelling, or an alias.",
+                {"minLength": 1},
+                "team/models",
+            ),
+            _query(
+                "name",
+                "The artifact: `name`, or `directory:name` for that of another dvc.yaml.",
+                {"minLength": 1, "maxLength": LONGEST_NAME, "pattern": _NAME_OF_ARTIFACT},
+                "classifier",
+            ),
+            _query(
+                "version",
+                "A registered version. Empty, `latest` and `greatest` mean none.",
+                {"maxLength": LONGEST_NAME},
+                "v1.0.0",
+                required=False,
+            ),
+            _query(
+                "stage",
+                "A stage. Excludes `version`; empty means none.",
+                {"maxLength": LONGEST_NAME},
+                "prod",
+                required=False,
+            ),
+            _query(
+                "max_age",
+                "Seconds that the last look at the origin may be old; empty: as configured. "
+                "`Cache-Control: no-cache` means 0.",
+                {"pattern": "^[0-9]{0,9}$"},
+                "0",
+                required=False,
+            ),
+        ],
+        "responses": {
+            "200": {
+                "description": "Every file, in the order of DVC's manifest.",
+                "headers": {
+                    "X-Registry-Revision": _header(
+                        "The full commit id.", pattern="^[0-9a-f]{40}([0-9a-f]{24})?$"
+                    ),
+                    "X-Registry-Tag": _header("The tag that decided."),
+                    "X-Registry-Expires": _header(
+                        "When the first of the links ends.", format="date-time"
+                    ),
+                    "X-Registry-Mirror-Age": _header(
+                        "Seconds since the origin was last seen to have these tags.",
+                        pattern="^[0-9]+$",
+                    ),
+                    "X-Registry-Version": _header(
+                        "The version; absent for a stage on a commit without one.", required=False
+                    ),
+                    "X-Registry-Deprecated": _header(
+                        "Present when the artifact is deprecated.", required=False, const="true"
+                    ),
+                    "Cache-Control": _header(
+                        "Links are for one caller.", const="private, no-store"
+                    ),
+                },
+                "content": _json("Links"),
+            },
+            **_failures(
+                {
+                    400: "A parameter is missing or malformed, or excludes another.",
+                    **_TOKEN_FAILS,
+                    403: "The token lacks the scope `models:read`.",
+                    404: "No such repository for this token, artifact, version, stage or path.",
+                    422: "Found, but no link can be given: not granted, not pushed, or hostile.",
+                    **_UNEXPECTED,
+                    **_UNAVAILABLE,
+                }
+            ),
+        },
+    }
+
+
+_LINK: Json = {
+    "name": "token",
+    "in": "path",
+    "required": True,
+    "description": "What an earlier answer linked to: it names one object until one moment.",
+    "schema": {"type": "string", "minLength": 1},
+}
+
+
+def _object() -> Json:
+    whole: Json = {"application/octet-stream": {}}
+    headers = {
+        "Content-Disposition": _header("Always a download.", pattern="^attachment; "),
+        "ETag": _header("The MD5 of the object, where DVC records it.", required=False),
+        "Accept-Ranges": _header("One range of bytes can be asked for.", const="bytes"),
+        "Cache-Control": _header("The link is a capability.", const="private, no-store"),
+    }
+    return {
+        "operationId": "getObject",
+        "summary": "The bytes behind a link of the service's own",
+        "security": [],
+        "parameters": [
+            {
+                "name": name,
+                "in": "header",
+                "description": meaning,
+                "schema": {"type": "string"},
+            }
+            for name, meaning in (
+                ("Range", "One range of bytes. What is malformed or manifold counts as none."),
+                ("If-Range", "The range counts only if the object has this ETag."),
+                ("If-None-Match", "Nothing is sent if the object has one of these ETags."),
+            )
+        ],
+        "responses": {
+            "200": {"description": "The object.", "headers": headers, "content": whole},
+            "206": {
+                "description": "The range of it that was asked for.",
+                "headers": {
+                    **headers,
+                    "Content-Range": _header("Which.", pattern="^bytes [0-9]+-[0-9]+/[0-9]+$"),
+                },
+                "content": whole,
+            },
+            "304": {"description": "The client has it.", "headers": headers},
+            "416": {
+                "description": "The range begins beyond the end.",
+                "headers": {**headers, "Content-Range": _header("`bytes */size`.")},
+            },
+            **_failures(
+                {
+                    403: "The link was changed, has ended, or is no longer granted.",
+                    422: "The object is missing in its store.",
+                    **_UNEXPECTED,
+                    **_UNAVAILABLE,
+                }
+            ),
+        },
+    }
+
+
+def _object_head() -> Json:
+    get = _object()
+    responses = get["responses"]
+    assert isinstance(responses, dict)
+    bodiless = {
+        status: {key: value for key, value in answer.items() if key != "content"}
+        for status, answer in responses.items()
+    }
+    return {**get, "operationId": "headObject", "responses": bodiless}
+
+
+def _healthz() -> Json:
+    return {
+        "operationId": "healthz",
+        "summary": "Whether the process answers",
+        "security": [],
+        "responses": {
+            "200": {
+                "description": "It does.",
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "properties": {"status": {"const": "ok"}},
+                            "required": ["status"],
+                        }
+                    }
+                },
+            }
+        },
+    }
+
+
+_FORGE: Json = {
+    "name": "forge",
+    "in": "path",
+    "required": True,
+    "description": "Who sends, and so how the sender proves to know the repository's secret.",
+    "schema": {"enum": ["github", "gitlab", "gitea", "bitbucket", "generic"]},
+}
+
+
+def _hook() -> Json:
+    return {
+        "operationId": "receiveHook",
+        "summary": "A repository changed: look at its origin now",
+        "description": "The secret, or a signature of the body made with it, is in a header.",
+        "security": [],
+        "parameters": [
+            _query(
+                "repo",
+                "The repository; otherwise the one whose URL the payload holds.",
+                {},
+                "team/models",
+                required=False,
+            )
+        ],
+        "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}},
+        "responses": {
+            "200": {"description": "GitHub's ping.", "content": _json("Refresh")},
+            "202": {"description": "The look has begun.", "content": _json("Refresh")},
+            **_failures(
+                {
+                    401: "Nothing is proven. The same answer for every reason.",
+                    413: "The payload is larger than any that a forge sends.",
+                    **_UNEXPECTED,
+                }
+            ),
+        },
+    }
+
+
+def _readyz() -> Json:
+    return {
+        "operationId": "readyz",
+        "summary": "Whether the service can answer",
+        "description": "With a token, also the repositories and locations that it covers.",
+        "security": [{}, {"token": []}],
+        "responses": {
+            "200": {"description": "It can.", "content": _json("State")},
+            "503": {
+                "description": "It cannot: its database, disk or clock is at fault.",
+                "headers": _FAILURE_HEADERS[503],
+                "content": _json("State"),
+            },
+            **_failures({429: _TOKEN_FAILS[429], **_UNEXPECTED}),
+        },
+    }
+
+
+def _metrics() -> Json:
+    return {
+        "operationId": "metrics",
+        "summary": "Numbers for Prometheus",
+        "description": "Needs the scope `metrics:read`, unless the operator made it public.",
+        "responses": {
+            "200": {"description": "Prometheus' text format.", "content": {"text/plain": {}}},
+            **_failures(
+                {
+                    **_TOKEN_FAILS,
+                    403: "The token lacks the scope `metrics:read`.",
+                    **_UNEXPECTED,
+                    503: _UNAVAILABLE[503],
+                }
+            ),
+        },
+    }
+
+
+def _openapi() -> Json:
+    return {
+        "operationId": "openapi",
+        "summary": "This document",
+        "responses": {
+            "200": {
+                "description": "OpenAPI 3.1.",
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            },
+            **_failures({**_TOKEN_FAILS, **_UNEXPECTED, 503: _UNAVAILABLE[503]}),
+        },
+    }
+
+
+def _query(name: str, meaning: str, limits: Json, example: str, *, required: bool = True) -> Json:
+    return {
+        "name": name,
+        "in": "query",
+        "required": required,
+        "description": meaning,
+        "schema": {"type": "string", **limits},
+        "example": example,
+    }
+
+
+def _header(meaning: str, *, required: bool = True, **limits: str) -> Json:
+    return {
+        "description": meaning,
+        "required": required,
+        "schema": {"type": "string", **limits},
+    }
+
+
+def _failures(meanings: Mapping[int, str]) -> dict[str, Json]:
+    """Status -> answer, with the body that all failures have and the headers that go with some."""
+    return {
+        str(status): {
+            "description": meaning,
+            "headers": _FAILURE_HEADERS.get(status, {}),
+            "content": _json("Error"),
+        }
+        for status, meaning in meanings.items()
+    }
+
+
+_FAILURE_HEADERS: dict[int, Json] = {
+    401: {"WWW-Authenticate": _header("The scheme to use.", const="Token")},
+    429: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
+    500: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
+    502: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
+    503: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
+}
+
+
+def _json(schema: str) -> Json:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
