@@ -24,7 +24,7 @@ import click
 from registry import __version__, check, demo
 from registry.access import SCOPES, Access, Token
 from registry.audit import AuditLog
-from registry.errors import RegistryError
+from registry.errors import RegistryError, SettingsError
 from registry.repository.commands import require_git
 from registry.services import Services
 from registry.settings import DEFAULT_FILE, Settings
@@ -84,8 +84,7 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
 def check_command(config: Path, as_json: bool) -> None:
     """Validate the configuration, reach every repository, and get one byte from every location."""
     require_git()
-    services = Services.of(Settings.load(config))
-    click.get_current_context().call_on_close(services.close)
+    services = _services(config)
     findings = list(check.run(services))
     if as_json:
         click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
@@ -194,8 +193,7 @@ def revoke_token(config: Path, token_id: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_tags(config: Path, changed: bool, as_json: bool) -> None:  # noqa: ARG001 asked for by name
     """List the version tags that were moved or deleted, as the mirrors of this machine saw it."""
-    services = Services.of(Settings.load(config))
-    click.get_current_context().call_on_close(services.close)
+    services = _services(config)
     found = [
         (mirrored.repository.name, change)
         for mirrored in services.repositories
@@ -313,8 +311,26 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def _make_data_dir(settings: Settings) -> None:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"must be a directory, or a place to make one: {error.strerror}"
+        raise SettingsError("data_dir", problem) from None
+    if not os.access(settings.data_dir, os.W_OK | os.X_OK):
+        raise SettingsError("data_dir", "must be a directory that this account may write to")
+
+
+def _services(config: Path) -> Services:
+    settings = Settings.load(config)
+    _make_data_dir(settings)
+    services = Services.of(settings)
+    click.get_current_context().call_on_close(services.close)
+    return services
+
+
 def _access(settings: Settings) -> Access:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _make_data_dir(settings)
     access = Access(settings.database, settings.secret_keys)
     click.get_current_context().call_on_close(access.close)
     access.create_tables()
@@ -322,7 +338,7 @@ def _access(settings: Settings) -> Access:
 
 
 def _audit(settings: Settings) -> AuditLog:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    _make_data_dir(settings)
     audit = AuditLog(settings.database, settings.secret_keys, settings.audit)
     click.get_current_context().call_on_close(audit.close)
     audit.create_tables()

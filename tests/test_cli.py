@@ -25,6 +25,7 @@ from service import ENDPOINT, Store, artifacts, digest, output, remote
 from registry import __version__
 from registry.audit import AuditLog, Event
 from registry.cli import cli
+from registry.errors import SettingsError
 from registry.settings import Settings
 
 PATIENCE = 30.0
@@ -169,6 +170,36 @@ def test_a_wrong_configuration_is_one_line_that_names_the_key(tmp_path, verb) ->
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "Error: repositorys: unknown key; did you mean repositories?\n"
+
+
+@pytest.mark.parametrize("verb", [("serve",), ("check",), ("token", "list")])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://u:canary@h/d", "postgresql+psycopg://u:canary@h:port/d"]
+)
+def test_a_database_that_cannot_be_spoken_to_is_one_line_without_its_password(
+    config, verb, url
+) -> None:
+    write(config, **yaml.safe_load(config.read_text()), database_url=url)
+
+    done = run(config, *verb)
+
+    assert isinstance(done.exception, SettingsError)
+    assert done.exception.key == "database_url"
+    assert "sqlite:///" in done.exception.problem
+    assert "canary" not in str(done.exception)
+
+
+@pytest.mark.parametrize("verb", [("serve",), ("check",), ("tags", "--changed"), ("token", "list")])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_data_dir_that_cannot_be_made_is_one_line(config, tmp_path, verb, place) -> None:
+    (tmp_path / "file").touch()
+    write(config, **{**yaml.safe_load(config.read_text()), "data_dir": str(tmp_path / place)})
+
+    done = run(config, *verb)
+
+    assert isinstance(done.exception, SettingsError)
+    assert done.exception.key == "data_dir"
+    assert "must be a directory" in done.exception.problem
 
 
 def test_a_configuration_that_is_not_there_is_one_line(tmp_path) -> None:

@@ -92,6 +92,7 @@ def test_the_examples_in_the_shipped_file_are_valid_when_uncommented() -> None:
         ({"link_lifetime": "soon"}, "link_lifetime", "valid integer"),
         ({"link_lifetime": 0}, "link_lifetime", "greater than or equal to 1"),
         ({"public_url": "localhost"}, "public_url", "http://"),
+        ({"public_url": "http://h:99999"}, "public_url", "from 0 to 65535"),
         ({"repositories": {}}, "repositories", "must be a list"),
         ({"repositories": ["x"]}, "repositories[0]", "must be a mapping"),
         ({"repositories": [{}]}, "repositories[0].url", "is missing"),
@@ -104,6 +105,7 @@ def test_the_examples_in_the_shipped_file_are_valid_when_uncommented() -> None:
         ({"storage": [{**S3, "url": "gs://b"}]}, "storage[0].url", "s3, azure"),
         ({"storage": [{**S3, "url": "s3://b/../c"}]}, "storage[0].url", "'..'"),
         ({"storage": [{**S3, "access_key_id": "A"}]}, "storage[0]", "go together"),
+        ({"storage": [{**S3, "session_token": "t"}]}, "storage[0]", "goes with access_key_id"),
         ({"storage": [{**S3, "addressing_style": "x"}]}, "storage[0].addressing_style", "'auto'"),
         ({"storage": [{**S3, "url": "azure://c"}]}, "storage[0]", "account_name"),
         ({"storage": [{**S3, "url": "https://h/x", "secret": "s"}]}, "storage[0]", "secure_link"),
@@ -116,6 +118,44 @@ def test_a_wrong_key_or_value_is_named(document: dict[str, object], key: str, pr
 
     assert caught.value.key == key
     assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize("name", [".", "..", "../../x", "a/../b", "a/./b"])
+def test_a_name_leads_nowhere_but_below_the_mirrors(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"'\.' or '\.\.'"):
+        parse(repositories=[{**REPOSITORY, "name": name}])
+
+
+@pytest.mark.parametrize("alias", ["", ".", "/srv/x", "../x", "owner/name", "a/b:c", "file:///x"])
+def test_an_alias_names_a_repository_of_some_host(alias: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse(repositories=[{**REPOSITORY, "aliases": ["github:o/n", alias]}])
+
+    assert caught.value.key == "repositories[0].aliases[1]"
+    assert "with a host" in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({**S3, "secret_access_key": "x"}, "access_key_id"),
+        ({**S3, "access_key_id": "x"}, "secret_access_key"),
+        ({**S3, "access_key_id": "x", "secret_access_key": "x"}, "session_token"),
+        ({**S3}, "profile"),
+        ({**S3, "url": "azure://c", "account_name": "a"}, "account_key"),
+        ({**S3, "url": "azure://c"}, "connection_string"),
+        ({**S3, "url": "https://h", "signing": "gateway", "username": "x"}, "password"),
+        ({**S3, "url": "https://h", "signing": "secure_link"}, "secret"),
+    ],
+)
+def test_an_empty_variable_is_an_error_and_not_another_kind_of_credentials(
+    section: dict[str, object], key: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse({"EMPTY": ""}, storage=[{**section, key: "${EMPTY}"}])
+
+    assert caught.value.key == f"storage[0].{key}"
+    assert "is empty" in caught.value.problem
 
 
 def test_a_missing_secret_key_says_how_to_set_it() -> None:
@@ -176,6 +216,34 @@ def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path: Path) -> None:
     file.write_text("a: 1\nb: [\n")
 
     with pytest.raises(SettingsError, match="is not valid YAML in line 3"):
+        Settings.load(file, {})
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(
+        f"secret_key: {KEY}\nrepositories:\n- &first {{url: 'https://h/o/a', refresh: 1}}\n"
+        "- {<<: *first, url: 'https://h/o/b'}\n"
+    )
+
+    first, second = Settings.load(file, {}).repositories
+
+    assert (first.refresh, second.refresh, second.name) == (1, 1, "o/b")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: &a [*a]", r"a\[0\]: must be a value, not an alias"),
+        ("a: &a {b: {c: *a}}", r"a\.b\.c: must be a value, not an alias"),
+        ("[" * 5000, "is nested too deeply"),
+    ],
+)
+def test_a_file_without_an_end_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(text)
+
+    with pytest.raises(SettingsError, match=problem):
         Settings.load(file, {})
 
 
