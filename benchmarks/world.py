@@ -21,7 +21,7 @@ import yaml
 
 from registry.access import Access
 from registry.audit import AuditLog
-from registry.cli import _gunicorn
+from registry.cli.operate import gunicorn_command
 from registry.dvc.manifest import object_key
 from registry.settings import Settings
 
@@ -187,7 +187,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         # The registry's own options, over either application.
-        command = [*_gunicorn("127.0.0.1", self.port, workers)[:-1], application]
+        command = [*gunicorn_command("127.0.0.1", self.port, workers)[:-1], application]
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **environment},

@@ -1,0 +1,74 @@
+"""The `registry` command: thin verbs over the same core as the service.
+
+A verb is a function of a module of this package, which is imported when the verb is used: nobody
+who asks for help waits for a database's library.
+
+Exit codes: 0 all is well · 1 something that was looked at is not · 2 wrong usage or configuration.
+"""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from registry import __version__
+from registry.errors import RegistryError
+
+VERBS = {
+    "serve": ("operate", "Start the service: gunicorn on the configuration."),
+    "check": (
+        "operate",
+        "Validate the configuration, reach every repository, and get one byte from every location.",
+    ),
+    "token": ("tokens", "Create, list and revoke the tokens of pipelines and scripts."),
+    "tags": (
+        "operate",
+        "List the version tags that were moved or deleted, as the mirrors of this machine saw it.",
+    ),
+    "audit": ("audit", "Read and verify the audit log: who was given links to what."),
+    "demo": ("operate", "Start the service on a small embedded demo, and print commands to try."),
+}
+"""Verb -> the module of this package that holds it under its name, and what its help says first."""
+
+
+class Verbs(click.Group):
+    """The verbs of `VERBS`, each imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click's signature
+        """Their names, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The verb of this name, None when there is none."""
+        if cmd_name not in VERBS:
+            return None
+        module: Any = import_module(f"registry.cli.{VERBS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Lists the verbs without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="registry")
+def cli() -> None:
+    """A model registry that lives in Git: one-hour download links for one token."""
+
+
+def main() -> None:
+    """The entry point: a failure of ours is one line on stderr that says what to do."""
+    color = False if os.environ.get("NO_COLOR") else None
+    try:
+        cli(color=color)
+    except RegistryError as error:
+        _fail(str(error), color)
+
+
+def _fail(message: str, color: bool | None) -> NoReturn:
+    click.echo(f"{click.style('Error:', fg='red')} {message}", err=True, color=color)
+    sys.exit(2)
