@@ -229,21 +229,26 @@ class ArtifactName:
 
 @dataclass(frozen=True)
 class Selector:
-    """Which version of an artifact is wanted: one version, what a stage holds, or the latest."""
+    """Which version of an artifact is wanted: one version, what a stage holds, what lies at a
+    revision, or the latest.
+    """
 
     artifact: ArtifactName
     version: str | None = None
     stage: str | None = None
+    revision: Revision | None = None
 
     def __post_init__(self) -> None:
-        """A version and a stage exclude each other."""
+        """A version, a stage and a revision exclude each other."""
         if self.version and self.stage:
             raise InvalidRequest("version", "give either a version or a stage, not both")
+        if self.revision and (self.version or self.stage):
+            raise InvalidRequest("rev", "give a rev alone, without a version and a stage")
 
     @classmethod
     @lru_cache(512)
-    def parse(cls, name: str, version: str = "", stage: str = "") -> "Selector":
-        """Reads the three parameters of a request; an empty one counts as absent.
+    def parse(cls, name: str, version: str = "", stage: str = "", rev: str = "") -> "Selector":
+        """Reads the four parameters of a request; an empty one counts as absent.
 
         `latest` and `greatest` as a version mean what GTO means by them. Raises InvalidRequest.
         """
@@ -252,7 +257,11 @@ class Selector:
         for parameter, value in (("version", version), ("stage", stage)):
             if len(value) > LONGEST_NAME:
                 raise InvalidRequest(parameter, f"longer than {LONGEST_NAME} characters")
-        selector = cls(ArtifactName.parse(name), version or None, stage or None)
+        try:
+            revision = parse_revision(rev) if rev else None
+        except ValueError:
+            raise InvalidRequest("rev", "a full commit id: 40 or 64 hexadecimal digits") from None
+        selector = cls(ArtifactName.parse(name), version or None, stage or None, revision)
         if version in ("latest", "greatest"):
             return cls(selector.artifact)
         return selector

@@ -8,6 +8,7 @@ RegistryError
  ├── Forbidden                   a token that holds, without the scope that is needed
  ├── TooManyRequests             a token that asks more often than it may
  ├── InvalidLink                 a gateway link that was changed, or whose hour is over
+ ├── InvalidReceipt              a receipt that is broken, was changed, or makes no sense
  ├── NotFound
  │    ├── TokenNotFound          no token has this id
  │    ├── RepositoryNotFound     not configured, or not for this principal: the two look alike
@@ -20,7 +21,8 @@ RegistryError
  │    ├── UnsafePath             a path that a client must not write to
  │    ├── RemoteUnusable         the DVC remote is missing or of a kind nothing can sign
  │    ├── LocationNotGranted     the operator did not grant this storage location
- │    └── NotInStorage           the object was never pushed, or never is
+ │    ├── NotInStorage           the object was never pushed, or never is
+ │    └── NoChecksum             DVC records no MD5 by which a file could be checked
  └── Unavailable                 try again later
       ├── DatabaseUnavailable    the database that holds the tokens does not answer
       ├── MirrorNotReady         the first clone is still under way
@@ -132,6 +134,18 @@ class InvalidLink(RegistryError):
     def detail(self) -> str:
         """Says what to do, and not what was wrong."""
         return "This link is not valid or has expired: ask for a new one."
+
+
+@dataclass(eq=False)
+class InvalidReceipt(RegistryError):
+    """What was given as a receipt is none, or not the one it says it is."""
+
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Says what is wrong with it."""
+        return f"The receipt {self.problem}."
 
 
 class NotFound(RegistryError):
@@ -289,6 +303,18 @@ class NotInStorage(Unsignable):
     def detail(self) -> str:
         """Names the path and the usual way out."""
         return f"{self.path!r} is not in remote storage: {self.problem}."
+
+
+@dataclass(eq=False)
+class NoChecksum(Unsignable):
+    """A file of which DVC records no MD5, such as one in external storage."""
+
+    path: str
+
+    @property
+    def detail(self) -> str:
+        """Names the file."""
+        return f"DVC records no MD5 of {self.path!r}, so that it cannot be checked."
 
 
 class Unavailable(RegistryError):

@@ -24,6 +24,7 @@ ALLOWED = {
         "registry.repository",
     },
     "registry.storage": {"registry.domain", "registry.errors", "registry.storage"},
+    "registry.receipt": {"registry.domain", "registry.errors"},
     "registry.database": {"registry.errors"},
     "registry.access": {"registry.database", "registry.domain", "registry.errors"},
     "registry.audit": {"registry.database", "registry.errors"},
@@ -119,13 +120,14 @@ CONFINED = {
     "sqlalchemy": {"registry.access", "registry.audit", "registry.database"},
     "prometheus_client": {"registry.metrics"},
     "gunicorn": set(),
+    "rfc8785": {"registry.receipt"},
     "yaml": {"registry.dvc.yaml", "registry.settings"},
     "pydantic": {"registry.settings", "registry.services"},
     "click": {"registry.cli"},
     "itsdangerous": {"registry.access", "registry.audit", "registry.storage.gateway"},
 }
 
-PURE = {"registry.domain", "registry.errors", "registry.gto"}
+PURE = {"registry.domain", "registry.errors", "registry.gto", "registry.receipt"}
 
 
 def name_of(module: Path) -> str:
@@ -187,7 +189,7 @@ def test_the_pure_modules_do_no_io(name: str) -> None:
     assert not {"os", "pathlib", "subprocess", "socket", "time"} & set(imports_of(module))
 
 
-CORE = ("domain", "errors", "gto", "repository", "contents", "catalog", "access")
+CORE = ("domain", "errors", "gto", "repository", "contents", "catalog", "receipt", "access")
 
 
 @pytest.mark.parametrize("name", CORE)
