@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime  # before 3.11 not the one of the builtins
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -184,7 +185,7 @@ class AuditLog:
         if written:
             try:
                 written.result(WAIT)
-            except TimeoutError:
+            except NotInTime:
                 # One that is not yet being written never will be: nobody gets an answer for it.
                 written.cancel()
                 raise DatabaseUnavailable("the audit row was not written in time") from None

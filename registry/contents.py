@@ -39,9 +39,10 @@ from registry.dvc.project import Output, Project, is_metadata
 from registry.errors import (
     InvalidMetadata,
     NotInStorage,
+    ObjectCorrupt,
+    ObjectMissing,
     PathNotFound,
     RepositoryNotFound,
-    StorageUnavailable,
 )
 from registry.repository import Repository
 from registry.storage import Grants, Reader
@@ -267,8 +268,7 @@ class Contents:
             origin = location.signer.origin(url.path, Entry(output.path, key), now)
             data = self._reader.read(origin, LARGEST_MANIFEST)
             if data is None:
-                problem = f"{url}, which lists the directory, is missing: run `dvc push`"
-                raise NotInStorage(output.path, problem) from None
+                raise ObjectMissing(output.path, output.digest.md5, str(url)) from None
             files = _sent(data, output, url)
             _write(file, data)
             return files
@@ -361,8 +361,7 @@ def _sent(data: bytes, output: Output, url: StorageUrl) -> Listing:
         return _parsed(data, output, url)
     except InvalidMetadata:
         if f"{md5(data, usedforsecurity=False).hexdigest()}.dir" != output.digest.md5:
-            problem = "its bytes do not have the MD5 that it is named by"
-            raise StorageUnavailable(str(url), problem) from None
+            raise ObjectCorrupt(str(url), output.digest.md5) from None
         raise
 
 

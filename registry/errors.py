@@ -21,7 +21,8 @@ RegistryError
  │    ├── UnsafePath             a path that a client must not write to
  │    ├── RemoteUnusable         the DVC remote is missing or of a kind nothing can sign
  │    ├── LocationNotGranted     the operator did not grant this storage location
- │    ├── NotInStorage           the object was never pushed, or never is
+ │    ├── NotInStorage           DVC's files say that the object is not in remote storage
+ │    ├── ObjectMissing          they say that it is, and the store does not have it
  │    └── NoChecksum             DVC records no MD5 by which a file could be checked
  └── Unavailable                 try again later
       ├── DatabaseUnavailable    the database that holds the tokens does not answer
@@ -29,6 +30,8 @@ RegistryError
       ├── MirrorStale            what was last seen of the Git origin is too old to be told
       ├── OriginUnavailable      the Git origin does not answer, and there is nothing to serve
       ├── CredentialsUnavailable the credentials for signing are gone or about to expire
+      ├── ClockSkewed            our clock and the store's are too far apart: it would refuse links
+      ├── ObjectCorrupt          the store has other bytes than those the object is named by
       └── StorageUnavailable     the object store does not answer, or answers nonsense
 
 No class knows an HTTP status: `registry.web.errors` maps kinds to statuses, once.
@@ -294,7 +297,7 @@ class LocationNotGranted(Unsignable):
 
 @dataclass(eq=False)
 class NotInStorage(Unsignable):
-    """Remote storage does not hold the output: not cached, not pushed, or tracked by Git."""
+    """DVC's files say that remote storage does not hold it: not cached, or without a hash."""
 
     path: str
     problem: str
@@ -315,6 +318,24 @@ class NoChecksum(Unsignable):
     def detail(self) -> str:
         """Names the file."""
         return f"DVC records no MD5 of {self.path!r}, so that it cannot be checked."
+
+
+@dataclass(eq=False)
+class ObjectMissing(Unsignable):
+    """The store does not have an object that is needed now. `md5` is None where DVC records none,
+    and `location` where it is not for the eyes of who asks.
+    """
+
+    path: str
+    md5: str | None
+    location: str | None = None
+
+    @property
+    def detail(self) -> str:
+        """Names the object, and the usual way out."""
+        md5 = f" {self.md5}" if self.md5 else ""
+        where = f" at {self.location}" if self.location else ""
+        return f"{self.path!r}: its object{md5} is missing{where}: run `dvc push`."
 
 
 class Unavailable(RegistryError):
@@ -396,8 +417,39 @@ class CredentialsUnavailable(Unavailable):
 
 
 @dataclass(eq=False)
+class ClockSkewed(Unavailable):
+    """Our clock is `seconds` ahead of the store's, or behind it: links would be refused there."""
+
+    location: str
+    seconds: int
+    retry_after: int = 30
+
+    @property
+    def detail(self) -> str:
+        """Names the location, and by how much the clocks differ."""
+        return (
+            f"No links for {self.location}: the clock of this service and that of the store differ "
+            f"by {abs(self.seconds)} s."
+        )
+
+
+@dataclass(eq=False)
+class ObjectCorrupt(Unavailable):
+    """The store sends bytes of another MD5 than the object is named by."""
+
+    location: str
+    md5: str
+    retry_after: int = 30
+
+    @property
+    def detail(self) -> str:
+        """Names the object."""
+        return f"Storage {self.location}: its bytes do not have the MD5 {self.md5}."
+
+
+@dataclass(eq=False)
 class StorageUnavailable(Unavailable):
-    """The object store refuses, does not answer in time, or sends bytes of another digest."""
+    """The object store refuses, or does not answer in time."""
 
     location: str
     problem: str

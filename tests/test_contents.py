@@ -14,6 +14,7 @@ from registry.errors import (
     InvalidMetadata,
     LocationNotGranted,
     NotInStorage,
+    ObjectMissing,
     PathNotFound,
     RepositoryNotFound,
 )
@@ -151,7 +152,7 @@ def test_a_directory_is_kept_on_disk_whole_and_for_each_place_apart(workshop) ->
     )
 
     assert len(kept) == 1
-    with pytest.raises(NotInStorage, match="missing"):
+    with pytest.raises(ObjectMissing, match=md5):
         workshop.manifest("other", other)
 
 

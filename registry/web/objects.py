@@ -13,7 +13,7 @@ from urllib.parse import quote
 from flask import Blueprint, Response, request
 
 from registry.domain import RelPath
-from registry.errors import InvalidLink, NotInStorage
+from registry.errors import InvalidLink, ObjectMissing
 from registry.services import Services
 from registry.storage.gateway import ROUTE, GatewayLink
 from registry.web.auth import public
@@ -43,7 +43,7 @@ def blueprint(services: Services) -> Blueprint:
         wanted = request.headers.get("Range") if unchanged else None
         stream = services.reader.stream(origin, wanted, request.method)
         if stream is None:
-            raise NotInStorage(link.entry.path, "the object is missing there: run `dvc push`")
+            raise ObjectMissing(link.entry.path, link.entry.md5)
         for name in ("Content-Length", "Content-Range", "Last-Modified"):
             if name in stream.headers:
                 headers[name] = stream.headers[name]

@@ -188,6 +188,7 @@ def _get_download_uris() -> Json:
                     403: "The token lacks the scope `models:read`.",
                     404: "No such repository for this token, artifact, version, stage or path.",
                     422: "Found, but no link can be given: not granted, not pushed, or hostile.",
+                    424: "The object that lists the directory is missing in its store.",
                     **_UNEXPECTED,
                     **_UNAVAILABLE,
                 }
@@ -248,7 +249,7 @@ def _object() -> Json:
             **_failures(
                 {
                     403: "The link was changed, has ended, or is no longer granted.",
-                    422: "The object is missing in its store.",
+                    424: "The object is missing in its store.",
                     **_UNEXPECTED,
                     **_UNAVAILABLE,
                 }
