@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fuzz compat format lock image bench clean
+.PHONY: help run test check fuzz compat faults format lock image bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ fuzz: $(VENV)/.servers ## Five minutes of hostile input for every parser; FUZZ_A
 
 compat: $(VENV)/.servers ## Only the tests that drive real clients
 	$(BIN)/python -m pytest tests/compat $(PYTEST_ARGS)
+
+faults: $(VENV)/.servers ## Only the tests that break something under the running service
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 format: $(VENV)/.checked ## Format the code and mend what can be mended
 	$(BIN)/ruff format .

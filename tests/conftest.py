@@ -29,10 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is fast comes first, real servers after it, and real clients last."""
+    """What is fast comes first, real servers after it, faults then, and real clients last."""
 
     def slowness(item: pytest.Item) -> int:
         if item.path.is_relative_to(_HERE / "compat"):
+            return 3
+        if item.path.is_relative_to(_HERE / "faults"):
             return 2
         return 1 if item.get_closest_marker("servers") else 0
 

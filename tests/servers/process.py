@@ -66,7 +66,7 @@ def running(
     *,
     log: Path,
     environ: Mapping[str, str] | None = None,
-) -> Iterator[None]:
+) -> "Iterator[subprocess.Popen[bytes]]":
     """Runs a server from when `ready` returns without an error until the end of the block.
 
     `ready` does what the tests will do, such as to store an object, and raises until that works.
@@ -86,7 +86,7 @@ def running(
         )
     try:
         _wait(process, ready, log)
-        yield
+        yield process
     finally:
         _end(process)
 

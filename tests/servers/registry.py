@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import urllib3
@@ -15,17 +15,23 @@ from servers.process import HOST, free_ports, running
 
 @dataclass(frozen=True)
 class Service:
-    """A running service, and the configuration that it was started with."""
+    """A running service, and the configuration that it was started with. `pid` is the process
+    that all others of the service descend from.
+    """
 
     url: str
     config: Path
+    log: Path
+    pid: int = 0
 
-    def token(self) -> str:
+    def token(self, *options: str) -> str:
         """A new token that sees every repository, made on the command line."""
-        command = [sys.executable, "-m", "registry", "token", "create", "--name", "ci"]
-        command += ["--config", str(self.config)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return self.command("token", "create", "--name", "ci", *options).strip()
+
+    def command(self, *words: str) -> str:
+        """What `registry ...` prints with this configuration. Raises CalledProcessError."""
+        command = [sys.executable, "-m", "registry", *words, "--config", str(self.config)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     def probe(self) -> None:
         """Raises until the service answers."""
@@ -39,20 +45,29 @@ def start(
     directory: Path,
     repositories: Sequence[Mapping[str, object]],
     storage: Sequence[Mapping[str, object]],
+    *,
+    workers: int = 2,
+    prefix: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    **settings: object,
 ) -> Iterator[Service]:
-    """Starts `registry serve` with these parts of the configuration."""
+    """Starts `registry serve` with these parts of the configuration, and whatever else `settings`
+    say. `prefix` goes before the command, such as `prlimit --nofile=64`.
+    """
     (port,) = free_ports(1)
-    service = Service(f"http://{HOST}:{port}", directory / "registry.yaml")
+    url = f"http://{HOST}:{port}"
+    service = Service(url, directory / "registry.yaml", directory / "registry.log")
     document = {
         "data_dir": str(directory / "data"),
         "public_url": service.url,
         "secret_key": "a secret key of the tests, long enough",
         "repositories": list(repositories),
         "storage": list(storage),
+        **settings,
     }
     # JSON is YAML.
     service.config.write_text(json.dumps(document))
-    command = [sys.executable, "-m", "registry", "serve", "--config", str(service.config)]
-    command += ["--host", HOST, "--port", str(port)]
-    with running(command, service.probe, log=directory / "registry.log"):
-        yield service
+    command = [*prefix, sys.executable, "-m", "registry", "serve", "--config", str(service.config)]
+    command += ["--host", HOST, "--port", str(port), "--workers", str(workers)]
+    with running(command, service.probe, log=service.log, environ=environ) as process:
+        yield replace(service, pid=process.pid)
