@@ -132,6 +132,13 @@ def place(link: str) -> str:
     return f"s3://{bucket}{unquote(url.path)}{version}"
 
 
+def unmarked(answer: TestResponse) -> str:
+    """The body of a failure without the id of the request, by which any two differ."""
+    request_id = answer.headers["X-Request-Id"]
+    assert answer.text.count(request_id) == 1
+    return answer.text.replace(request_id, "")
+
+
 def digest(text: str | bytes) -> str:
     """The MD5 of a text."""
     return md5(text.encode() if isinstance(text, str) else text).hexdigest()

@@ -1,11 +1,17 @@
 """The only mapping from what went wrong to HTTP.
 
 A kind of error has a status; what derives from it inherits that. The body is one short line of
-JSON, because DVC's client prints it as it is: `{"detail": "..."}`, the form DVC Studio spoke.
+JSON, because DVC's client prints it as it is:
+
+    {"detail": "...", "code": "version_not_found", "request_id": "..."}
+
+`detail` is what DVC Studio said, for people; `code` is the kind of error, for programs. Where it is
+worth asking again, `retry_after` says in how many seconds, as the header does.
 """
 
 import json
 import logging
+import re
 
 from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
@@ -55,9 +61,45 @@ def status_of(error: RegistryError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def envelope(detail: str) -> str:
+LARGEST_BODY = 512
+"""Bytes of the body of a failure: what is too long for it is cut."""
+
+
+def code_of(name: str) -> str:
+    """The `code` of a kind of error, or of what HTTP calls it.
+
+    >>> code_of("VersionNotFound"), code_of("Method Not Allowed")
+    ('version_not_found', 'method_not_allowed')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    return re.sub(r"[^a-z0-9]+", "_", words)
+
+
+def envelope(detail: str, code: str, retry_after: int | None = None) -> str:
     """The body of a failure."""
-    return json.dumps({"detail": detail}, ensure_ascii=False, separators=(",", ":"))
+    rest: dict[str, object] = {"code": code, "request_id": g.get("request_id", "")}
+    if retry_after is not None:
+        rest["retry_after"] = retry_after
+    body = _json({"detail": detail, **rest})
+    if len(body.encode()) > LARGEST_BODY:
+        # As a text in JSON, where one character can take six.
+        room = LARGEST_BODY - len(_json({"detail": "...", **rest}).encode())
+        detail = _shortened(detail, room) + "..."
+        body = _json({"detail": detail, **rest})
+    return body
+
+
+def _json(value: dict[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _shortened(text: str, room: int) -> str:
+    """As much of a text as takes no more than `room` bytes in JSON."""
+    for end, character in enumerate(text):
+        room -= len(json.dumps(character, ensure_ascii=False).encode()) - 2
+        if room < 0:
+            return text[:end]
+    return text
 
 
 def install(app: Flask) -> None:
@@ -65,28 +107,31 @@ def install(app: Flask) -> None:
 
     @app.errorhandler(RegistryError)
     def _registry_error(error: RegistryError) -> Response:
-        status = status_of(error)
+        status, name = status_of(error), type(error).__name__
         # For the line that the request will have in the log: there is one, and it says all.
-        g.error, g.reason = type(error).__name__, _evidence(error)
-        response = Response(envelope(error.detail), status, mimetype="application/json")
+        g.error, g.reason = name, _evidence(error)
+        again = error.retry_after if isinstance(error, Unavailable | TooManyRequests) else None
+        body = envelope(error.detail, code_of(name), again)
+        response = Response(body, status, mimetype="application/json")
         if isinstance(error, Unauthenticated):
             response.headers["WWW-Authenticate"] = "Token"
-        if isinstance(error, Unavailable | TooManyRequests):
-            response.headers["Retry-After"] = str(error.retry_after)
+        if again is not None:
+            response.headers["Retry-After"] = str(again)
         return response
 
     @app.errorhandler(HTTPException)
     def _http_exception(error: HTTPException) -> Response:
         # Started from Werkzeug's own answer, which knows Allow and Retry-After.
         response = Response(headers=error.get_response().headers, status=error.code)
-        response.data = envelope(error.description or error.name)
+        response.data = envelope(error.description or error.name, code_of(error.name))
         response.mimetype = "application/json"
         return response
 
     @app.errorhandler(Exception)
     def _unexpected(error: Exception) -> Response:
         log.error("unexpected error", exc_info=error)
-        response = Response(envelope("Internal error."), 500, mimetype="application/json")
+        body = envelope("Internal error.", "internal_error", 5)
+        response = Response(body, 500, mimetype="application/json")
         response.headers["Retry-After"] = "5"
         return response
 

@@ -76,9 +76,29 @@ def document() -> Json:
             "schemas": {
                 "Error": {
                     "type": "object",
-                    "description": "One line for people.",
-                    "properties": {"detail": {"type": "string", "minLength": 1}},
-                    "required": ["detail"],
+                    "description": "One line, of at most 512 bytes.",
+                    "properties": {
+                        "detail": {
+                            "type": "string",
+                            "minLength": 1,
+                            "description": "What is wrong, for people.",
+                        },
+                        "code": {
+                            "type": "string",
+                            "pattern": "^[a-z0-9_]+$",
+                            "description": "The kind of error, for programs.",
+                        },
+                        "request_id": {
+                            "type": "string",
+                            "description": "As in the header X-Request-Id, and in the log.",
+                        },
+                        "retry_after": {
+                            "type": "integer",
+                            "minimum": 1,
+                            "description": "Seconds after which to ask again, if that helps.",
+                        },
+                    },
+                    "required": ["detail", "code", "request_id"],
                 },
                 "Refresh": {
                     "type": "object",

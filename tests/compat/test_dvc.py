@@ -294,5 +294,5 @@ def test_dvc_shows_what_the_service_says_of_a_wrong_token(published, tmp_path):
     done = published.with_token("wrong").attempt(*command, cwd=tmp_path)
 
     assert done.returncode != 0
-    assert '{"detail":"Invalid token."}' in done.stderr
+    assert '{"detail":"Invalid token.","code":"unauthenticated"' in done.stderr
     assert not list(tmp_path.iterdir())

@@ -38,6 +38,12 @@ def test_no_route_answers_without_a_token_but_those_that_are_public_on_purpose(r
     assert set(PUBLIC) < seen
 
 
+def refused(answer) -> dict[str, str]:
+    """The one body for whoever is not let in: only the id of the request differs."""
+    request_id = answer.headers["X-Request-Id"]
+    return {"detail": "Invalid token.", "code": "unauthenticated", "request_id": request_id}
+
+
 @pytest.mark.parametrize("header", [
     "", "token", "token ", "Bearer", "Basic dXNlcjpwYXNz", "reg_x.y", "token reg_", "token reg_x.y",
     "token é", "token \x7f", "token " + "x" * 5000, "token a b",
@@ -46,7 +52,7 @@ def test_what_is_no_token_is_refused_with_one_answer_for_all(registry, header) -
     answer = held_out(registry, header, ENDPOINT)
 
     assert answer.status_code == 401
-    assert answer.data == b'{"detail":"Invalid token."}'
+    assert answer.json == refused(answer)
     assert answer.headers["WWW-Authenticate"] == "Token"
 
 
@@ -76,7 +82,7 @@ def test_a_revoked_token_ends_within_five_seconds(registry) -> None:
 
     answer = registry.ask(token=token)
 
-    assert (answer.status_code, answer.json) == (401, {"detail": "Invalid token."})
+    assert (answer.status_code, answer.json) == (401, refused(answer))
     assert registry.ask().status_code == 200
 
 
@@ -97,16 +103,16 @@ def test_an_unknown_url_tells_nothing_to_who_has_no_token(registry, path) -> Non
     without = held_out(registry, None, path)
     with_one = held_out(registry, f"token {registry.everything}", path)
 
-    assert (without.status_code, without.json) == (401, {"detail": "Invalid token."})
-    assert with_one.status_code == 404
-    assert list(with_one.json) == ["detail"]
+    assert (without.status_code, without.json) == (401, refused(without))
+    assert (with_one.status_code, with_one.json["code"]) == (404, "not_found")
 
 
 def test_a_token_without_the_scope_is_told_which_one_it_lacks(registry) -> None:
     answer = registry.ask(token=registry.token(scopes=[]))
 
     assert answer.status_code == 403
-    assert answer.json == {"detail": "This token lacks the scope models:read."}
+    assert answer.json["detail"] == "This token lacks the scope models:read."
+    assert answer.json["code"] == "forbidden"
 
 
 @pytest.mark.parametrize(

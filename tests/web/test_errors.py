@@ -41,16 +41,40 @@ def test_every_error_becomes_one_short_line_of_json(app: Flask, kind: type[Regis
 
     assert answer.status_code == web_errors.status_of(example(kind)) >= 400
     assert answer.is_json
-    assert list(answer.json) == ["detail"]
+    assert list(answer.json)[:3] == ["detail", "code", "request_id"]
+    assert answer.json["code"] == web_errors.code_of(kind.__name__)
     assert "\n" not in answer.text
+    assert answer.headers.get("Retry-After", type=int) == answer.json.get("retry_after")
     if answer.status_code > 500:
-        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.json["retry_after"] > 0
 
 
 @pytest.mark.parametrize("kind", [*leaves()])
 def test_every_error_says_what_is_wrong(kind: type[RegistryError]) -> None:
     assert example(kind).detail == str(example(kind))
     assert len(example(kind).detail) > 3
+
+
+def test_codes_are_words_joined_by_underscores_and_no_two_kinds_share_one() -> None:
+    codes = [web_errors.code_of(kind.__name__) for kind in leaves()]
+
+    assert len(set(codes)) == len(codes)
+    assert {"version_not_found", "invalid_request", "too_many_requests"} <= set(codes)
+    assert web_errors.code_of("Method Not Allowed") == "method_not_allowed"
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "€" * 5000, "\x01" * 5000, '"' * 511, "😀" * 127])
+def test_a_body_has_room_for_no_more_than_512_bytes(app: Flask, text: str) -> None:
+    @app.get("/")
+    def view() -> str:
+        raise errors.ArtifactNotFound("x", text)
+
+    answer = app.test_client().get("/")
+
+    assert 400 < len(answer.data) <= web_errors.LARGEST_BODY
+    assert answer.json["detail"].startswith("Artifact 'x' not found: " + text[:20])
+    assert answer.json["detail"].endswith("...")
+    assert answer.json["code"] == "artifact_not_found"
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
@@ -93,5 +117,5 @@ def test_a_caller_learns_nothing_from_a_refused_token(app: Flask) -> None:
 
     answer = app.test_client().get("/")
 
-    assert answer.text == '{"detail":"Invalid token."}'
+    assert answer.text == '{"detail":"Invalid token.","code":"unauthenticated","request_id":""}'
     assert answer.headers["WWW-Authenticate"] == "Token"

@@ -134,7 +134,9 @@ def test_a_large_object_is_streamed_in_pieces(publish, store) -> None:
 
 def refused(answer) -> bool:
     return answer.status_code == 403 and answer.json == {
-        "detail": "This link is not valid or has expired: ask for a new one."
+        "detail": "This link is not valid or has expired: ask for a new one.",
+        "code": "invalid_link",
+        "request_id": answer.headers["X-Request-Id"],
     }
 
 

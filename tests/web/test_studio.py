@@ -19,6 +19,7 @@ from service import (
     output,
     place,
     remote,
+    unmarked,
 )
 
 from registry.errors import SettingsError
@@ -167,7 +168,7 @@ def test_what_cannot_be_resolved_is_refused_with_a_word_that_helps(
 
 def assert_one_line(answer) -> None:
     assert answer.content_type == "application/json"
-    assert list(answer.json) == ["detail"]
+    assert list(answer.json)[:3] == ["detail", "code", "request_id"]
     assert "\n" not in answer.text
     assert answer.text == json.dumps(answer.json, ensure_ascii=False, separators=(",", ":"))
 
@@ -926,7 +927,7 @@ def test_an_import_counts_only_for_tokens_that_see_its_source(tmp_path, serve) -
     after = registry.ask(token=registry.token("team/models"))
 
     assert (before.status_code, allowed.status_code, after.status_code) == (422, 200, 422)
-    assert before.data == after.data
+    assert unmarked(before) == unmarked(after)
     assert "does not cover" in after.json["detail"]
 
 
@@ -1064,7 +1065,7 @@ def test_a_repository_that_a_token_may_not_see_looks_like_one_that_does_not_exis
         unknown = acme.ask(repo=spelling.replace("models", "xxxxxx"), token=other)
 
         assert hidden.status_code == unknown.status_code == 404
-        assert hidden.data == unknown.data.replace(b"xxxxxx", b"models")
+        assert unmarked(hidden) == unmarked(unknown).replace("xxxxxx", "models")
         assert hidden.headers.pop("X-Request-Id") != unknown.headers.pop("X-Request-Id")
         assert dict(hidden.headers) == dict(unknown.headers)
 
