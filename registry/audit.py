@@ -34,6 +34,7 @@ from sqlalchemy.exc import IntegrityError
 
 from registry.database import engine_of, translated
 from registry.errors import DatabaseUnavailable
+from registry.logs import timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ WAIT = 4.0
 """Seconds a request waits for its row, where a row is required."""
 ROOM = 10_000
 """Rows that are kept in memory while the database does not answer."""
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _BATCH = 1000
 _LINGER = 0.2
 _PAUSE = 1.0
@@ -170,9 +172,7 @@ class AuditLog:
         """
         if self._mode == "off":
             return
-        moment = datetime.fromtimestamp(self._clock(), timezone.utc)
-        at = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        record = json.dumps({"at": at, **vars(event)}, separators=(",", ":"))
+        record = _ENCODE({"at": timestamp(self._clock()), **vars(event)})
         written: Future[None] | None = Future() if self._mode == "required" else None
         self._start()
         try:

@@ -9,15 +9,28 @@ quote URLs and headers too.
 
 import json
 import logging
+import logging.config
 import re
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
 from contextvars import ContextVar
-from datetime import datetime, timezone
+from functools import lru_cache
+from typing import TextIO
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that is being answered. Empty between requests, and in threads of our own."""
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 _REDACTED = "***"
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+LINGER = 0.05
+"""Seconds that the line of a request may wait for others, to be written with them."""
+ROOM = 10_000
+"""Lines that are kept while standard error takes none."""
 
 # Each pattern keeps what its group 1 matched. The longest reach comes first.
 _SECRETS = [
@@ -42,10 +55,17 @@ _SUSPECT = re.compile(
 
 def redact(text: str) -> str:
     """`text` without tokens, signatures, passwords, queries of URLs and gateway links."""
+    return _redacted_again(text) if len(text) <= 200 else _redacted(text)
+
+
+def _redacted(text: str) -> str:
     if _SUSPECT.search(text):
         for pattern in _SECRETS:
             text = pattern.sub(rf"\1{_REDACTED}", text)
     return text
+
+
+_redacted_again = lru_cache(1024)(_redacted)  # methods, routes, ids of tokens, addresses
 
 
 class JsonFormatter(logging.Formatter):
@@ -53,9 +73,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        moment = datetime.fromtimestamp(record.created, timezone.utc)
         line: dict[str, object] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redact(record.getMessage()),
@@ -70,7 +89,81 @@ class JsonFormatter(logging.Formatter):
             line["error"] = redact(self.formatException(record.exc_info))
         if record.stack_info:
             line["stack"] = redact(self.formatStack(record.stack_info))
-        return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+        return _ENCODE(line)
+
+
+def timestamp(moment: float) -> str:
+    """Unix seconds as `2027-01-15T08:00:00.123Z`."""
+    seconds, thousandths = divmod(int(moment * 1000), 1000)
+    return f"{_second(seconds)}.{thousandths:03d}Z"
+
+
+@lru_cache(16)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+class Writer(logging.Handler):
+    """Writes lines to a stream: a warning at once, and with it whatever waits; those that are less
+    together with others, LINGER seconds later at most, by a thread.
+
+    Threads that answer requests then neither wait for the stream nor for each other. What a stream
+    takes nothing of is dropped, the oldest first, and its end says how much that was.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream or sys.stderr
+        self._waiting: deque[str] = deque()
+        self._lost = 0
+        self._writing = threading.Lock()
+        self._some = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a record, and never raises: there is nowhere to say so."""
+        try:
+            line = self.format(record)
+        except Exception:  # a record that cannot be written must not end the request
+            self.handleError(record)
+            return
+        if len(self._waiting) >= ROOM:
+            with suppress(IndexError):
+                self._waiting.popleft()
+                self._lost += 1
+        self._waiting.append(line)
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif not self._some.is_set():
+            self._wake()
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        with self._writing:
+            lines = []
+            with suppress(IndexError):
+                while True:
+                    lines.append(self._waiting.popleft())
+            if self._lost:
+                self._lost, lost = 0, self._lost
+                lines.append(_ENCODE({"level": "warning", "message": f"{lost} lines were lost"}))
+            if lines:
+                with suppress(OSError, ValueError):  # full, or closed
+                    self._stream.write("\n".join(lines) + "\n")
+                    self._stream.flush()
+
+    def _wake(self) -> None:
+        self._some.set()
+        # Lazily: a thread started before the server forks its workers would exist in none of them.
+        if not (self._thread and self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while self._some.wait():
+            time.sleep(LINGER)
+            self._some.clear()
+            self.flush()
 
 
 CONFIGURATION: dict[str, object] = {
@@ -79,9 +172,8 @@ CONFIGURATION: dict[str, object] = {
     "formatters": {"json": {"class": "registry.logs.JsonFormatter"}},
     "handlers": {
         "stderr": {
-            "class": "logging.StreamHandler",
+            "class": "registry.logs.Writer",
             "formatter": "json",
-            "stream": "ext://sys.stderr",
         }
     },
     "root": {"level": "WARNING", "handlers": ["stderr"]},
@@ -93,3 +185,12 @@ CONFIGURATION: dict[str, object] = {
     },
 }
 """For logging.config: everything to standard error."""
+
+
+def configure() -> None:
+    """Sets up logging for a worker. What no line holds is not collected either: see "Optimization"
+    in the documentation of the module `logging`.
+    """
+    logging.config.dictConfig(CONFIGURATION)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # who called: half of a record's cost

@@ -64,15 +64,27 @@ class Metrics:
             registry=own,
             multiprocess_mode="livesum",
         )
+        self._answers: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._signed: dict[str, Counter] = {}
+        self._sizes: dict[str, float] = {}
 
     def answered(self, dialect: str, outcome: str, seconds: float) -> None:
         """Counts a request."""
-        self._requests.labels(dialect, outcome).inc()
-        self._seconds.labels(dialect).observe(seconds)
+        # To find the child of labels takes longer than to count with it.
+        known = self._answers.get((dialect, outcome))
+        if known is None:
+            known = self._requests.labels(dialect, outcome), self._seconds.labels(dialect)
+            self._answers[dialect, outcome] = known
+        requests, duration = known
+        requests.inc()
+        duration.observe(seconds)
 
     def signed(self, repository: str, links: int) -> None:
         """Counts the links of an answer."""
-        self._links.labels(repository).inc(links)
+        known = self._signed.get(repository)
+        if known is None:
+            known = self._signed[repository] = self._links.labels(repository)
+        known.inc(links)
 
     def fetched(self, repository: str, outcome: str, seconds: float) -> None:
         """Counts a look at an origin, "ok" or "failed"."""
@@ -85,7 +97,9 @@ class Metrics:
     def cached(self, sizes: Iterable[tuple[str, float]]) -> None:
         """Takes note of the sizes of this process's caches."""
         for name, size in sizes:
-            self._cached.labels(name).set(size)
+            if self._sizes.get(name) != size:
+                self._sizes[name] = size
+                self._cached.labels(name).set(size)
 
     def text(self, readings: Iterable[Reading] = ()) -> bytes:
         """Everything in Prometheus' text format, of all processes where they share a directory."""

@@ -2,14 +2,13 @@
 
 import atexit
 import gc
-import logging.config
 
 from registry import logs
 from registry.services import Services
 from registry.settings import Settings
 from registry.web import create_app
 
-logging.config.dictConfig(logs.CONFIGURATION)
+logs.configure()
 _services = Services.of(Settings.load())
 atexit.register(_services.close)  # audit rows that wait are written, and Git is ended
 app = create_app(_services)

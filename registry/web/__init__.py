@@ -1,6 +1,6 @@
 """HTTP: the only place that knows Flask. Each dialect is a module over the same core."""
 
-from flask import Flask, Response
+from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from registry.services import Services
@@ -12,25 +12,17 @@ __all__ = ["create_app"]
 def create_app(services: Services) -> Flask:
     """The WSGI application that answers for `services`."""
     app = Flask(__name__, static_folder=None)
-    if services.trusted_proxies:
-        # Only who asks: links are made from public_url, whatever a proxy says about hosts.
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=services.trusted_proxies, x_proto=0
-        )
     errors.install(app)
-    observe.install(app, services)
-    auth.install(app, services.access)
-    observe.limit(app, services)
+    auth.install(app, services)
     app.register_blueprint(studio.blueprint(services))
     app.register_blueprint(objects.blueprint(services))
     app.register_blueprint(hooks.blueprint(services))
     app.register_blueprint(openapi.blueprint())
     app.register_blueprint(health.blueprint(services))
-
-    @app.after_request
-    def _harden(response: Response) -> Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
+    app.wsgi_app = observe.Watch(app.wsgi_app, services.metrics)  # type: ignore[method-assign]
+    if services.trusted_proxies:
+        # Only who asks: links are made from public_url, whatever a proxy says about hosts.
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=services.trusted_proxies, x_proto=0
+        )
     return app

@@ -6,11 +6,12 @@ Every route demands a token unless it is marked `public`; so does every URL that
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Flask, current_app, g, request
+from flask import Flask, request
 
-from registry.access import Access
 from registry.domain import Principal
-from registry.errors import Unauthenticated
+from registry.errors import TooManyRequests, Unauthenticated
+from registry.services import Services
+from registry.web.observe import trace
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -25,18 +26,28 @@ def public(view: View) -> View:
 
 def principal() -> Principal:
     """Who asks. Only for views that are not public."""
-    asks: Principal = g.principal
+    asks = trace().principal
+    assert asks
     return asks
 
 
-def install(app: Flask, access: Access) -> None:
-    """Puts the check before every request of `app`."""
+def install(app: Flask, services: Services) -> None:
+    """Puts the check before every request of `app`, and the count of what a token asks after it."""
+    access, rate_limit = services.access, services.rate_limit
 
     @app.before_request
-    def _authenticate() -> None:
-        view = current_app.view_functions.get(request.endpoint or "")
-        if not getattr(view, "is_public", False):
-            g.principal = access.principal(token_of(request.headers.get("Authorization", "")))
+    def _admit() -> None:
+        seen, rule = trace(), request.url_rule
+        if rule is not None:
+            seen.route, seen.dialect = rule.rule, rule.endpoint.rpartition(".")[0]
+            if getattr(app.view_functions[rule.endpoint], "is_public", False):
+                return
+        header = request.environ.get("HTTP_AUTHORIZATION", "")
+        asks = seen.principal = access.principal(token_of(header))
+        if rate_limit:
+            seen.quota = quota = rate_limit.take(asks.id)
+            if quota.wait:
+                raise TooManyRequests(quota.limit, quota.wait)
 
 
 def token_of(header: str) -> str:

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 
-from flask import Flask, Response, g
+from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from registry.errors import (
@@ -34,6 +34,7 @@ from registry.errors import (
     Unavailable,
     Unsignable,
 )
+from registry.web.observe import trace
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def code_of(name: str) -> str:
 
 def envelope(detail: str, code: str, retry_after: int | None = None) -> str:
     """The body of a failure."""
-    rest: dict[str, object] = {"code": code, "request_id": g.get("request_id", "")}
+    rest: dict[str, object] = {"code": code, "request_id": trace().request_id}
     if retry_after is not None:
         rest["retry_after"] = retry_after
     body = _json({"detail": detail, **rest})
@@ -109,7 +110,8 @@ def install(app: Flask) -> None:
     def _registry_error(error: RegistryError) -> Response:
         status, name = status_of(error), type(error).__name__
         # For the line that the request will have in the log: there is one, and it says all.
-        g.error, g.reason = name, _evidence(error)
+        seen = trace()
+        seen.refusal, seen.reason = name, _evidence(error)
         again = error.retry_after if isinstance(error, Unavailable | TooManyRequests) else None
         body = envelope(error.detail, code_of(name), again)
         response = Response(body, status, mimetype="application/json")

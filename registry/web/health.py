@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
 
 from registry import access
 from registry.domain import Principal, matches
@@ -22,6 +22,7 @@ from registry.errors import CredentialsUnavailable, DatabaseUnavailable, Registr
 from registry.metrics import CONTENT_TYPE, Reading
 from registry.services import Services
 from registry.web.auth import principal, public, token_of
+from registry.web.observe import trace
 
 SKEW = 300.0
 """Seconds by which the clock may differ from the database's: stores refuse links beyond them."""
@@ -116,7 +117,7 @@ def _whoever(services: Services) -> Principal | None:
         asks = services.access.principal(token_of(request.headers.get("Authorization", "")))
     except RegistryError:
         return None
-    g.principal = asks
+    trace().principal = asks
     return asks
 
 

@@ -9,7 +9,9 @@ from flask import Flask
 
 from registry import errors
 from registry.errors import RegistryError
+from registry.metrics import Metrics
 from registry.web import errors as web_errors
+from registry.web.observe import Watch
 
 KINDS = (errors.NotFound, errors.Unsignable, errors.Unavailable)
 
@@ -28,6 +30,7 @@ def example(kind: type[RegistryError]) -> RegistryError:
 def app() -> Flask:
     app = Flask(__name__)
     web_errors.install(app)
+    app.wsgi_app = Watch(app.wsgi_app, Metrics())
     return app
 
 
@@ -117,5 +120,10 @@ def test_a_caller_learns_nothing_from_a_refused_token(app: Flask) -> None:
 
     answer = app.test_client().get("/")
 
-    assert answer.text == '{"detail":"Invalid token.","code":"unauthenticated","request_id":""}'
+    request_id = answer.headers["X-Request-Id"]
+    assert answer.json == {
+        "detail": "Invalid token.",
+        "code": "unauthenticated",
+        "request_id": request_id,
+    }
     assert answer.headers["WWW-Authenticate"] == "Token"
