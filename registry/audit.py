@@ -1,7 +1,8 @@
 """The audit log: who was given links to what. Rows are only ever added, and hold no link.
 
-    audit        day, number     one row for each decision, numbered from 1 within a UTC day
-                 record          the decision, as JSON
+    audit        day, number     one row for each decision, and for each version tag that its origin
+                                 changed, numbered from 1 within a UTC day
+                 record          the decision or the change, as JSON
                  previous, hash  SHA-256 of the row before this one, and of this one with that
     audit_head   one row         the day, number and hash of the last row, and a seal over them
 
@@ -93,8 +94,24 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What an origin did to a version tag, the `selector`, after it was first seen as `revision`.
+    `origin` is the commit that the tag has there now, None for none. Nobody asked for it: there is
+    no request, token and address.
+    """
+
+    repository: str
+    selector: str
+    decision: Literal["moved", "deleted", "restored"]
+    revision: str
+    origin: str | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """A row as it stands in the database. `record` is the JSON of an Event and its time, `at`."""
+    """A row as it stands in the database. `record` is the JSON of an Event or a Change, and its
+    time, `at`.
+    """
 
     day: str
     number: int
@@ -170,25 +187,21 @@ class AuditLog:
         is raised if it is not. Otherwise the row follows within a second, or once the database is
         back, and at most the last ROOM rows wait for it in memory.
         """
-        if self._mode == "off":
-            return
-        record = _ENCODE({"at": timestamp(self._clock()), **vars(event)})
         written: Future[None] | None = Future() if self._mode == "required" else None
-        self._start()
-        try:
-            self._queue.put_nowait(_Waiting(record, written))
-        except queue.Full:
-            self._count("lost", 1)
-            if written:
-                raise DatabaseUnavailable("too many audit rows wait to be written") from None
-            return
+        is_queued = self._put(event, written)
         if written:
+            if not is_queued:
+                raise DatabaseUnavailable("too many audit rows wait to be written")
             try:
                 written.result(WAIT)
             except NotInTime:
                 # One that is not yet being written never will be: nobody gets an answer for it.
                 written.cancel()
                 raise DatabaseUnavailable("the audit row was not written in time") from None
+
+    def note(self, change: Change) -> None:
+        """Adds a row that nobody waits for, as `write` does where rows are not required."""
+        self._put(change, None)
 
     def close(self) -> None:
         """Writes what is waiting, if the database answers, and closes the connections to it."""
@@ -271,6 +284,19 @@ class AuditLog:
 
     # The writer
 
+    def _put(self, happened: Event | Change, written: "Future[None] | None") -> bool:
+        """Whether the row is on its way."""
+        if self._mode == "off":
+            return False
+        record = _ENCODE({"at": timestamp(self._clock()), **vars(happened)})
+        self._start()
+        try:
+            self._queue.put_nowait(_Waiting(record, written))
+        except queue.Full:
+            self._count("lost", 1)
+            return False
+        return True
+
     def _start(self) -> None:
         # Lazily: a thread started before the server forks its workers would exist in none of them.
         if not (self._writer and self._writer.is_alive()):
@@ -281,43 +307,54 @@ class AuditLog:
                 self._writer.start()
 
     def _run(self) -> None:
-        while batch := self._gathered():
-            self._written(batch)
-
-    def _gathered(self) -> list[_Waiting]:
-        """What waits, at least one; nothing once the log is closed and all is written."""
         batch: list[_Waiting] = []
-        while not batch:
-            if self._closed.is_set() and self._queue.empty():
+        while batch := self._gathered(batch):
+            batch = self._written(batch)
+
+    def _gathered(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """What waits, after `batch`, which was tried before: at least one; nothing once the log is
+        closed and all is written.
+        """
+        first: _Waiting | None = None
+        while True:
+            if len(batch) < _BATCH:
+                with suppress(queue.Empty):
+                    while first is None or _begins(first, batch):
+                        first = self._queue.get_nowait()
+            if batch or (self._closed.is_set() and self._queue.empty()):
                 return batch
             first = self._queue.get()
             if self._mode == "best_effort" and self._queue.qsize() < _BATCH:
                 self._closed.wait(_LINGER)  # nobody waits, and one commit for many costs less
-            with suppress(queue.Empty):
-                while first is None or _begins(first, batch):
-                    first = self._queue.get_nowait()
-        return batch
 
-    def _written(self, batch: list[_Waiting]) -> None:
-        records = [item.record for item in batch]
-        while True:
-            problem: DatabaseUnavailable | None = None
-            try:
-                self._append(records)
-            except DatabaseUnavailable as error:
-                problem = error
-            # Nobody waits for these: they are tried again until the service ends.
-            if not problem or self._mode == "required" or self._closed.wait(_PAUSE):
-                break
-            logger.warning("the audit log cannot be written: %s", problem.problem)
-        self._count("lost" if problem else "written", len(batch))
-        if problem:
-            logger.error("%d audit rows are lost: %s", len(batch), problem.problem)
+    def _written(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Writes a batch; returns what is to be tried again: what nobody waits for is, until the
+        service ends.
+        """
+        try:
+            self._append([item.record for item in batch])
+        except DatabaseUnavailable as error:
+            return self._unwritten(batch, error)
+        self._count("written", len(batch))
         for item in batch:
-            if item.written and problem:
-                item.written.set_exception(DatabaseUnavailable(problem.problem))
-            elif item.written:
+            if item.written:
                 item.written.set_result(None)
+        return []
+
+    def _unwritten(self, batch: list[_Waiting], error: DatabaseUnavailable) -> list[_Waiting]:
+        again = [item for item in batch if not item.written]
+        for item in batch:
+            if item.written:
+                item.written.set_exception(DatabaseUnavailable(error.problem))
+        lost = len(batch) - len(again)
+        if again:
+            logger.warning("the audit log cannot be written: %s", error.problem)
+            if self._closed.wait(_PAUSE):
+                lost, again = len(batch), []
+        if lost:
+            self._count("lost", lost)
+            logger.error("%d audit rows are lost: %s", lost, error.problem)
+        return again
 
     def _append(self, records: list[str]) -> None:
         """Adds rows to the end of the chain, all or none. Raises DatabaseUnavailable."""

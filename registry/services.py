@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from registry.access import Access
-from registry.audit import AuditLog
+from registry.audit import AuditLog, Change
 from registry.catalog import Catalog, Mirrored, Repositories
 from registry.contents import Contents
 from registry.domain import StorageUrl
@@ -19,6 +19,7 @@ from registry.errors import SettingsError
 from registry.limits import RateLimit
 from registry.metrics import Metrics
 from registry.repository import Repository
+from registry.repository.mirror import TagChange
 from registry.settings import (
     AzureStorage,
     FileStorage,
@@ -77,18 +78,19 @@ class Services:
         )
         _refuse_twins(settings.storage)
         grants = Grants(locations)
+        audit = AuditLog(
+            settings.database, settings.secret_keys, settings.audit, clock, metrics.audited
+        )
         fetches = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         repositories = Repositories(
-            _mirrored(item, f"repositories[{index}]", settings, fetches, metrics, clock)
+            _mirrored(item, f"repositories[{index}]", settings, fetches, metrics, audit, clock)
             for index, item in enumerate(settings.repositories)
         )
         reader = Reader()
         contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
         return cls(
             access=Access(settings.database, settings.secret_keys, clock),
-            audit=AuditLog(
-                settings.database, settings.secret_keys, settings.audit, clock, metrics.audited
-            ),
+            audit=audit,
             rate_limit=RateLimit(settings.rate_limit, clock) if settings.rate_limit else None,
             metrics=metrics,
             contents=contents,
@@ -129,8 +131,12 @@ def _mirrored(
     settings: Settings,
     fetches: ThreadPoolExecutor,
     metrics: Metrics,
+    audit: AuditLog,
     clock: Callable[[], float],
 ) -> Mirrored:
+    def note(change: TagChange) -> None:
+        audit.note(Change(item.name, change.tag, change.event, change.kept, change.origin))
+
     mirror = settings.data_dir.absolute() / "mirrors" / f"{item.name}.git"
     try:
         repository = Repository(
@@ -146,6 +152,7 @@ def _mirrored(
             max_stale=item.max_stale,
             clock=clock,
             timed=partial(metrics.fetched, item.name),
+            noticed=note,
         )
     except ValueError as error:
         raise SettingsError(f"{key}.url", str(error)) from None

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service import NOW, Clock
 
-from registry.audit import AuditLog, Event
+from registry.audit import AuditLog, Change, Event
 from registry.errors import DatabaseUnavailable
 
 KEYS = ["an old key for tests, long enough", "a new key for tests, long enough"]
 DAY, NEXT = "2027-01-15", "2027-01-16"
+CHANGE = Change("team/models", "m@v1.0.0", "moved", "1" * 40, "2" * 40)
 EVENT = Event("request", "10.0.0.1", "token", "team/models", "m#prod", "granted", files=1)
 
 
@@ -75,6 +76,21 @@ def test_a_row_says_who_was_given_what_and_when(log) -> None:
         "revision": None,
         "version": None,
         "files": 1,
+    }
+
+
+def test_a_row_says_what_became_of_a_version(log) -> None:
+    log.note(CHANGE)
+    log.write(EVENT)
+
+    changed, _ = log.rows()
+    assert json.loads(changed.record) == {
+        "at": "2027-01-15T08:00:00.000Z",
+        "repository": "team/models",
+        "selector": "m@v1.0.0",
+        "decision": "moved",
+        "revision": "1" * 40,
+        "origin": "2" * 40,
     }
 
 
@@ -234,6 +250,16 @@ class TestALockedDatabase:
         lock.rollback()
         assert list(log.rows()) == []
         log.write(EVENT)
+        assert list(log.verify()) == []
+
+    def test_a_change_of_a_tag_that_nobody_waits_for_is_not_lost(self, log, lock) -> None:
+        log.note(CHANGE)
+        with pytest.raises(DatabaseUnavailable):
+            log.write(EVENT)
+        lock.rollback()
+        log.write(EVENT)
+
+        assert [json.loads(row.record)["decision"] for row in log.rows()] == ["moved", "granted"]
         assert list(log.verify()) == []
 
     def test_rows_that_are_not_required_follow_when_it_is_free_again(self, file, lock) -> None:

@@ -18,6 +18,7 @@ from registry.cli import cli
 from registry.domain import RelPath, Selector
 from registry.errors import MirrorStale, NotFound
 from registry.repository import Repository
+from registry.services import Services
 
 NAME = "team/models"
 HOUR = 3600
@@ -281,6 +282,25 @@ def test_a_version_means_the_commit_that_was_first_seen(origin, opened, caplog) 
     assert (change.kept, change.origin) == (first, moved)
     assert change.seen == opened.clock.now
     assert "m@v1.0.0 was moved" in caplog.text
+
+
+def test_a_change_leaves_one_row_in_the_audit_log_whichever_worker_saw_it(origin, start) -> None:
+    registry = start(origin.path, refresh=0)
+    first = registry.ask(version="v1.0.0").headers["X-Registry-Revision"]
+    moved = commit(origin, "2")
+    origin.tag("m@v1.0.0", moved)
+    sibling = Services.of(registry.settings, registry.clock)
+    registry.clock.now += 1
+    for services in (registry.services, sibling):
+        for mirrored in services.repositories:
+            mirrored.repository.snapshot(0)
+            services.audit.close()
+    records = [json.loads(row.record) for row in registry.services.audit.rows()]
+    changes = [one for one in records if one["decision"] == "moved"]
+    sibling.close()
+
+    assert [(one["repository"], one["selector"]) for one in changes] == [(NAME, "m@v1.0.0")]
+    assert [(one["revision"], one["origin"]) for one in changes] == [(first, moved)]
 
 
 def test_a_version_follows_where_the_operator_wants_that(origin, opened) -> None:

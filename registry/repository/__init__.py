@@ -88,7 +88,8 @@ class Repository:
     at most. With `frozen`, a version tag means the commit that was first seen under its name.
     `max_stale` is the age in seconds beyond which nothing is told of an origin. `clock` gives Unix
     time. `timed` is told how each look at the origin ended, "ok" or "failed", and the seconds it
-    took. Raises ValueError for a URL that is not allowed.
+    took; `noticed` is told once of each change of a frozen tag, by the process that saw it first.
+    Raises ValueError for a URL that is not allowed.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Repository:
         clock: Callable[[], float] = time.time,
         fetch_limit: float = FETCH_LIMIT,
         timed: Callable[[str, float], None] = lambda _, __: None,
+        noticed: Callable[[TagChange], None] = lambda _: None,
     ) -> None:
         origin = Origin.parse(url).with_ssh(ssh_key, ssh_known_hosts)
         if password is not None:
@@ -118,6 +120,7 @@ class Repository:
         self._max_stale = max_stale
         self._clock = clock
         self._timed = timed
+        self._noticed = noticed
         self._lock = threading.Lock()
         self._adopting = threading.Lock()
         self._known: tuple[State, Snapshot] | None = None
@@ -330,6 +333,8 @@ class Repository:
             self._damaged, outcome = None, "ok"
         finally:
             self._timed(outcome, time.monotonic() - begun)
+        for change in changes:
+            self._noticed(change)
         for change in changes[:_FEW]:
             logger.warning(
                 "repository %s: version tag %s was %s: first it was %s, at the origin it is %s",
