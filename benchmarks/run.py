@@ -28,6 +28,7 @@ from benchmarks.world import World, bare_server, registry_server
 from registry.domain import Selector
 from registry.gto import Index
 from registry.repository import Repository
+from registry.repository.mirror import read_tags
 from registry.services import Services
 from registry.web import create_app
 
@@ -223,7 +224,7 @@ def _first_index(repository: Repository) -> None:
     mirror = repository._mirror
     state = mirror.state()
     assert state
-    list(mirror._read_tags())
+    list(read_tags(mirror.commands))
     found = mirror.tags(state)
     assert found
     Index(found).resolve(Selector.parse("a7", stage="prod"))

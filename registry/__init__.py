@@ -12,4 +12,24 @@ access      tokens -> principals   settings    the configuration file
 web         HTTP, one module per dialect       cli         the `registry` command
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from registry.api import artifacts_show
+
+__all__ = ["__version__", "artifacts_show"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """The Python API, imported when it is used: to import the package takes no time (PEP 562)."""
+    if name in __all__:
+        from registry import api  # noqa: PLC0415
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -35,7 +35,7 @@ from registry.dvc import manifest as dvc_manifest
 from registry.dvc import yaml as dvc_yaml
 from registry.dvc.config import Config, Remote
 from registry.dvc.manifest import Listing
-from registry.dvc.project import Output, Project, is_metadata
+from registry.dvc.project import Artifact, Output, Project, is_metadata
 from registry.errors import (
     InvalidMetadata,
     NotInStorage,
@@ -127,6 +127,14 @@ class Contents:
             assert artifact.path is not None
             groups = tuple(self._groups(place, project, artifact.path))
         return self._put(self._manifests, key, Manifest(groups))
+
+    def artifact(
+        self, principal: Principal, repository: Repository, revision: Revision, name: ArtifactName
+    ) -> Artifact:
+        """What the artifact's dvc.yaml says of it at the revision. Raises NotFound, Unsignable,
+        Unavailable.
+        """
+        return self._project(_Place(principal, repository, revision)).artifact(name)
 
     def sizes(self) -> list[tuple[str, float]]:
         """What is in memory: bytes of documents and manifests, and how many files."""

@@ -2,6 +2,7 @@
 
 origin      a URL, checked and rebuilt      objects     blobs, by one process that stays
 commands    the git binary                  mirror      what lies on disk, shared by all processes
+                                            inplace     the same for a clone that is not ours
 """
 
 import fcntl
@@ -26,6 +27,7 @@ from registry.errors import (
     UnsafePath,
 )
 from registry.repository.commands import GitFailed, GitSilent
+from registry.repository.inplace import InPlace
 from registry.repository.mirror import Mirror, State, TagChange
 from registry.repository.objects import READ_LIMIT, Objects
 from registry.repository.origin import Origin
@@ -83,9 +85,12 @@ class _Failure:
 class Repository:
     """A mirror of one origin, below the directory `mirror`. Safe to share between threads.
 
+    Without `mirror`, `url` is the path of a Git directory of this machine, such as the `.git` of a
+    clone, which is read where it is and never written to.
     `username` and `password` are for https, `ssh_key` and `ssh_known_hosts` for ssh; the known
-    hosts default to those of the account. Fetches run on `executor`, and take `fetch_limit` seconds
-    at most. With `frozen`, a version tag means the commit that was first seen under its name.
+    hosts default to those of the account. `personal`: with the Git configuration and credentials of
+    whoever runs this instead. Fetches run on `executor`, and take `fetch_limit` seconds at most.
+    With `frozen`, a version tag means the commit that was first seen under its name.
     `max_stale` is the age in seconds beyond which nothing is told of an origin. `clock` gives Unix
     time. `timed` is told how each look at the origin ended, "ok" or "failed", and the seconds it
     took; `noticed` is told once of each change of a frozen tag, by the process that saw it first.
@@ -96,12 +101,13 @@ class Repository:
         self,
         name: str,
         url: str,
-        mirror: Path,
+        mirror: Path | None,
         *,
         username: str | None = None,
         password: str | None = None,
         ssh_key: Path | None = None,
         ssh_known_hosts: Path | None = None,
+        personal: bool = False,
         executor: Executor,
         frozen: bool = True,
         max_stale: float = MAX_STALE,
@@ -110,11 +116,16 @@ class Repository:
         timed: Callable[[str, float], None] = lambda _, __: None,
         noticed: Callable[[TagChange], None] = lambda _: None,
     ) -> None:
-        origin = Origin.parse(url).with_ssh(ssh_key, ssh_known_hosts)
+        origin = Origin.parse(url)
         if password is not None:
             origin = origin.with_password(username or "git", password)
+        origin = origin.as_myself() if personal else origin.with_ssh(ssh_key, ssh_known_hosts)
         self.name = name
-        self._mirror = Mirror(mirror.absolute(), origin, fetch_limit, frozen=frozen)
+        self._mirror: Mirror | InPlace
+        if mirror is None:
+            self._mirror = InPlace(Path(origin.url), clock)
+        else:
+            self._mirror = Mirror(mirror.absolute(), origin, fetch_limit, frozen=frozen)
         self._objects = Objects(self._mirror.commands)
         self._executor = executor
         self._max_stale = max_stale

@@ -73,6 +73,14 @@ _ENVIRONMENT = {
     "HOME": "/nonexistent",
     "XDG_CONFIG_HOME": "/nonexistent",
 }
+_PERSONAL = frozenset(
+    {
+        *("credential.helper", "http.followRedirects", "HOME", "XDG_CONFIG_HOME"),
+        *("GIT_CONFIG_NOSYSTEM", "GIT_CONFIG_GLOBAL", "GIT_SSH_COMMAND", "GIT_PROXY_COMMAND"),
+        *("GIT_ASKPASS", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE"),
+    }
+)
+"""What people decide for themselves when it is they who reach an origin, and not a service."""
 _UNSET = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",
@@ -167,6 +175,7 @@ class Commands:
             (*command, "--", self._origin.url, *refspecs),
             self._origin.config,
             {**self._origin.environment, "GIT_ALLOW_PROTOCOL": self._origin.protocol},
+            theirs=_PERSONAL if self._origin.personal else frozenset(),
             keep=() if lock is None else (lock,),
         )
         return self._finish(child, limit)
@@ -183,12 +192,15 @@ class Commands:
         config: Mapping[str, str],
         environment: Mapping[str, str],
         *,
+        theirs: frozenset[str] = frozenset(),
         keep: tuple[int, ...] = (),
         piped: bool = False,
     ) -> Git.AutoInterrupt:
         if self._stopped.is_set():
             raise GitFailed("the service is being stopped")
-        settings = {**_CONFIG, **config}
+        ours = {key: value for key, value in _CONFIG.items() if key not in theirs}
+        settings = {**ours, **config}
+        safe = {key: value for key, value in _ENVIRONMENT.items() if key not in theirs}
         counted = {"GIT_CONFIG_COUNT": str(len(settings))}
         for number, (key, value) in enumerate(settings.items()):
             counted |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
@@ -198,7 +210,7 @@ class Commands:
                 as_process=True,
                 istream=subprocess.PIPE if piped else None,
                 shell=False,
-                env={**_ENVIRONMENT, **counted, **environment},
+                env={**safe, **counted, **environment},
                 start_new_session=True,
                 pass_fds=keep,
             )

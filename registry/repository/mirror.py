@@ -120,7 +120,7 @@ class Mirror:
     def tags(self, state: State) -> list[gto.Tag] | None:
         """The tags of a state; None when the file was replaced meanwhile, or damaged."""
         data = self._tags_data(state)
-        return None if data is None else [_parse_tag(line) for line in _lines(data)]
+        return None if data is None else [parse_tag(line) for line in _lines(data)]
 
     def look(self, limit: float) -> bytes:
         """The refs of the origin, as it lists them. Raises GitFailed."""
@@ -139,13 +139,13 @@ class Mirror:
         if state and damaged is not None and state.cloned <= damaged:
             state = None
         listing = self.look(LOOK_LIMIT)
-        refs = _digest(b"frozen\n" * self._frozen + listing)
+        refs = digest_of(b"frozen\n" * self._frozen + listing)
         if state is None or state.refs != refs or self._tags_data(state) is None:
             if state is None or not self._fetched(lock, listing):
                 self._clone(lock, listing)
                 state = State(self._origin.url, refs, "", now, now)
             self._tidy()
-            lines = list(self._read_tags())
+            lines = list(read_tags(self.commands))
             if last is None:
                 (self._directory / "changed").unlink(missing_ok=True)
             elif self._frozen:
@@ -263,7 +263,7 @@ class Mirror:
             data = self._tags_file(state.tags).read_bytes()
         except OSError:
             return None
-        return data if _digest(data) == state.tags else None
+        return data if digest_of(data) == state.tags else None
 
     def _tags_file(self, digest: str) -> Path:
         return self._directory / f"tags-{digest}"
@@ -276,7 +276,7 @@ class Mirror:
         """
         last = {change.tag: change for change in self._recorded()}
         before = set(_lines(known))
-        gone = (_parse_tag(line) for line in before.difference(lines))
+        gone = (parse_tag(line) for line in before.difference(lines))
         first = {tag.name: tag for tag in gone if _is_version(tag)}
         # What is on record was seen earlier, and is remembered when the tag comes back.
         first |= {one.tag: gto.Tag(one.tag, one.kept, one.time, True) for one in last.values()}
@@ -286,7 +286,7 @@ class Mirror:
         for line in lines:
             name = line.split(" ", 3)[3]
             if name in first:
-                changes[name] = _change(first[name], _parse_tag(line), now)
+                changes[name] = _change(first[name], parse_tag(line), now)
             moved = name in first and changes[name].event == "moved"
             told.append(_tag_line(first[name]) if moved else line)
         new = tuple(one for one in changes.values() if not _is_known(one, last.get(one.tag)))
@@ -331,33 +331,38 @@ class Mirror:
 
     def _present(self, commits: Iterable[Revision]) -> set[Revision]:
         names = [str(commit) for commit in commits]
-        return {Revision(found) for found in self._peeled(names) if found != "-"}
+        return {Revision(found) for found in _peeled(self.commands, names) if found != "-"}
 
     def _write_tags(self, lines: list[str]) -> str:
         data = "".join(f"{line}\n" for line in lines).encode()
-        digest = _digest(data)
+        digest = digest_of(data)
         _write(self._tags_file(digest), data)
         return digest
 
-    def _read_tags(self) -> Iterator[str]:
-        """A line for every tag that may be one of GTO's: commit or `-`, time, kind, name."""
-        command = ("for-each-ref", f"--format={_TAG_FORMAT}", "refs/tags")
-        listed = self.commands.read(*command, limit=LOOK_LIMIT).decode(errors="replace")
-        lines = [line.split(" ") for line in listed.split("\n") if "@" in line or "#" in line]
-        # Git peels one level; what is still a tag then is peeled to the bottom.
-        nested = [line[2] for line in lines if line[3] == "tag"]
-        commits = dict(zip(nested, self._peeled(nested), strict=True))
-        for name, kind, oid, peeled_kind, peeled, when in lines:
-            revision = commits.get(oid, peeled if peeled_kind == "commit" else "-")
-            yield f"{revision} {when or 0} {kind} {name}"
 
-    def _peeled(self, tags: list[str]) -> Iterator[str]:
-        if not tags:
-            return
-        names = "".join(f"{oid}^{{commit}}\n" for oid in tags).encode()
-        command = ("cat-file", "--batch-check=%(objectname)")
-        for answer in self.commands.read(*command, given=names, limit=LOOK_LIMIT).splitlines():
-            yield "-" if b" " in answer else answer.decode()
+def read_tags(commands: Commands) -> Iterator[str]:
+    """A line for every tag that may be one of GTO's: commit or `-`, time, kind, name.
+
+    Raises GitFailed.
+    """
+    command = ("for-each-ref", f"--format={_TAG_FORMAT}", "refs/tags")
+    listed = commands.read(*command, limit=LOOK_LIMIT).decode(errors="replace")
+    lines = [line.split(" ") for line in listed.split("\n") if "@" in line or "#" in line]
+    # Git peels one level; what is still a tag then is peeled to the bottom.
+    nested = [line[2] for line in lines if line[3] == "tag"]
+    commits = dict(zip(nested, _peeled(commands, nested), strict=True))
+    for name, kind, oid, peeled_kind, peeled, when in lines:
+        revision = commits.get(oid, peeled if peeled_kind == "commit" else "-")
+        yield f"{revision} {when or 0} {kind} {name}"
+
+
+def _peeled(commands: Commands, tags: list[str]) -> Iterator[str]:
+    if not tags:
+        return
+    names = "".join(f"{oid}^{{commit}}\n" for oid in tags).encode()
+    command = ("cat-file", "--batch-check=%(objectname)")
+    for answer in commands.read(*command, given=names, limit=LOOK_LIMIT).splitlines():
+        yield "-" if b" " in answer else answer.decode()
 
 
 def _lines(data: bytes) -> list[str]:
@@ -365,7 +370,8 @@ def _lines(data: bytes) -> list[str]:
     return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
 
 
-def _parse_tag(line: str) -> gto.Tag:
+def parse_tag(line: str) -> gto.Tag:
+    """The tag of such a line."""
     revision, when, kind, name = line.split(" ", 3)
     return gto.Tag(name, Revision(revision) if revision != "-" else None, int(when), kind == "tag")
 
@@ -410,7 +416,8 @@ def _sweep(git_dir: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _digest(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
+    """The SHA-256 of a state's list of refs, or of its tags file."""
     return hashlib.sha256(data).hexdigest()
 
 

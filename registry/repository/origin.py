@@ -20,11 +20,14 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 class Origin:
     """A checked URL, rebuilt from its parts, and what Git needs to know to use it.
 
-    `protocol` is the one that Git may speak; `config` and `environment` may hold secrets.
+    `protocol` is the one that Git may speak, or several between colons; `config` and `environment`
+    may hold secrets. `personal`: Git reads the configuration of whoever runs it, with their
+    credential helpers and their SSH.
     """
 
     url: str
     protocol: str
+    personal: bool = False
     config: Mapping[str, str] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -80,6 +83,10 @@ class Origin:
         if port is not None:
             authority += f":{port}"
         return cls(f"{parts.scheme}://{authority}{parts.path}", parts.scheme)
+
+    def as_myself(self) -> "Origin":
+        """For whoever runs this, with their configuration, which may even rewrite the URL."""
+        return replace(self, personal=True, protocol=f"{self.protocol}:https:ssh")
 
     def with_password(self, username: str, password: str) -> "Origin":
         """With Basic authentication, for this URL alone. Raises ValueError."""
