@@ -21,10 +21,11 @@ _POSTGRESQL = {
 }
 
 
-def engine_of(url: str) -> sa.Engine:
+def engine_of(url: str, patience: int = PATIENCE) -> sa.Engine:
     """An engine for an SQLAlchemy URL. Opens no connection.
 
-    What the query of a PostgreSQL URL says about time limits goes before those of this module.
+    `patience` is how many seconds a writer of SQLite waits for its turn. What the query of a
+    PostgreSQL URL says about time limits goes before those of this module.
     Raises SettingsError for what is no such URL, or one of a database without a driver here.
     """
     try:
@@ -48,11 +49,24 @@ def engine_of(url: str) -> sa.Engine:
         def _wait_for_writers(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
             cursor = connection.cursor()
             # The time limit comes first: to look at the journal mode can take a lock already.
-            cursor.execute(f"PRAGMA busy_timeout={1000 * PATIENCE}")
+            cursor.execute(f"PRAGMA busy_timeout={1000 * patience}")
             cursor.execute("PRAGMA journal_mode=WAL")
             cursor.close()
 
     return engine
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that writes: all of the block is kept, or nothing.
+
+    On SQLite it has the one place of a writer from its beginning, so that what it reads first is
+    still true when it writes. Raises DatabaseUnavailable.
+    """
+    with translated(), engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
 
 
 @contextmanager

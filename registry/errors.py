@@ -9,13 +9,24 @@ RegistryError
  ├── TooManyRequests             a token that asks more often than it may
  ├── InvalidLink                 a gateway link that was changed, or whose hour is over
  ├── InvalidReceipt              a receipt that is broken, was changed, or makes no sense
+ ├── Conflict                    what is there already stands in the way
+ │    ├── ExperimentExists       the name is taken, if only by a deleted experiment
+ │    ├── ParamExists            a param of a run is written once
+ │    ├── ExperimentDeleted      a deleted experiment takes nothing new
+ │    └── RunDeleted             a deleted run takes nothing new
+ ├── NotServed                   a part of a dialect that this service does not speak
  ├── NotFound
  │    ├── TokenNotFound          no token has this id
  │    ├── RepositoryNotFound     not configured, or not for this principal: the two look alike
  │    ├── ArtifactNotFound       no such artifact, or not declared at the revision
  │    ├── VersionNotFound        never registered, or deregistered
  │    ├── StageNotFound          nothing is assigned to it
- │    └── PathNotFound           neither DVC nor Git tracks it at the revision
+ │    ├── PathNotFound           neither DVC nor Git tracks it at the revision
+ │    ├── EndpointNotFound       no such endpoint, or not by this method
+ │    ├── ExperimentNotFound     never created, or not in the state that was asked for
+ │    ├── RunNotFound            never created
+ │    ├── LoggedModelNotFound    never created, or deleted
+ │    └── TagNotFound            nothing is tagged so
  ├── Unsignable                  found, but no link can be given for it
  │    ├── InvalidMetadata        a file of the repository is broken or hostile
  │    ├── UnsafePath             a path that a client must not write to
@@ -151,6 +162,82 @@ class InvalidReceipt(RegistryError):
         return f"The receipt {self.problem}."
 
 
+class Conflict(RegistryError):
+    """What is there already stands in the way of what was asked for."""
+
+
+@dataclass(eq=False)
+class ExperimentExists(Conflict):
+    """An experiment has this name. A deleted one keeps its own."""
+
+    name: str
+    deleted: bool
+
+    @property
+    def detail(self) -> str:
+        """Names it, and says how a deleted one comes back."""
+        if self.deleted:
+            return (
+                f"Experiment {self.name!r} exists in the deleted state: restore it, or choose "
+                "another name."
+            )
+        return f"Experiment {self.name!r} already exists."
+
+
+@dataclass(eq=False)
+class ParamExists(Conflict):
+    """A param that was logged once is logged with another value."""
+
+    key: str
+    kept: str
+    given: str
+
+    @property
+    def detail(self) -> str:
+        """Names the param, and both values, shortened."""
+        return (
+            "Changing param value is not allowed. "
+            f"Param with key={self.key!r} was already logged with value={_shortened(self.kept)!r}. "
+            f"Attempted logging new value {_shortened(self.given)!r}."
+        )
+
+
+@dataclass(eq=False)
+class ExperimentDeleted(Conflict):
+    """The experiment was deleted, and so nothing can be added to it or changed."""
+
+    experiment: str
+
+    @property
+    def detail(self) -> str:
+        """Names it."""
+        return f"The experiment {self.experiment} must be in the 'active' state: it is deleted."
+
+
+@dataclass(eq=False)
+class RunDeleted(Conflict):
+    """The run, or its experiment, was deleted, and so nothing can be logged to it."""
+
+    run: str
+
+    @property
+    def detail(self) -> str:
+        """Names it."""
+        return f"The run {self.run} must be in the 'active' state: it is deleted."
+
+
+@dataclass(eq=False)
+class NotServed(RegistryError):
+    """A part of a dialect that this service does not speak."""
+
+    endpoint: str
+
+    @property
+    def detail(self) -> str:
+        """Names it."""
+        return f"This service does not serve {_shortened(self.endpoint)}."
+
+
 class NotFound(RegistryError):
     """What was asked for is not there."""
 
@@ -233,6 +320,69 @@ class PathNotFound(NotFound):
     def detail(self) -> str:
         """Names the path and the revision."""
         return f"{self.path!r} not found at revision {self.revision[:7]}: {self.problem}."
+
+
+@dataclass(eq=False)
+class EndpointNotFound(NotFound):
+    """Nothing answers at this place, or not by this method."""
+
+    method: str
+    path: str
+
+    @property
+    def detail(self) -> str:
+        """Names both, shortened."""
+        return f"No API found for {self.method} {_shortened(self.path)!r}."
+
+
+@dataclass(eq=False)
+class ExperimentNotFound(NotFound):
+    """No experiment has this id or name, or none in the state that was asked for."""
+
+    experiment: str
+    problem: str = "there is none"
+
+    @property
+    def detail(self) -> str:
+        """Names it."""
+        return f"Could not find experiment {_shortened(self.experiment)!r}: {self.problem}."
+
+
+@dataclass(eq=False)
+class RunNotFound(NotFound):
+    """No run has this id."""
+
+    run: str
+
+    @property
+    def detail(self) -> str:
+        """Names it."""
+        return f"Run with id={_shortened(self.run)} not found."
+
+
+@dataclass(eq=False)
+class LoggedModelNotFound(NotFound):
+    """No logged model has this id, or it was deleted."""
+
+    model: str
+
+    @property
+    def detail(self) -> str:
+        """Names it."""
+        return f"Logged model with id={_shortened(self.model)} not found."
+
+
+@dataclass(eq=False)
+class TagNotFound(NotFound):
+    """What was to lose a tag does not have it."""
+
+    key: str
+    owner: str
+
+    @property
+    def detail(self) -> str:
+        """Names both."""
+        return f"No tag with name {_shortened(self.key)!r} in {self.owner}."
 
 
 class Unsignable(RegistryError):
@@ -459,3 +609,7 @@ class StorageUnavailable(Unavailable):
     def detail(self) -> str:
         """Names the object by its location, without the query that signs it."""
         return f"Storage {self.location}: {self.problem}."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 250 else text[:247] + "..."

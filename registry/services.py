@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -35,6 +37,9 @@ from registry.storage.gateway import GatewayLinks
 from registry.storage.http import HttpSigner
 from registry.storage.local import LocalSigner
 from registry.storage.s3 import Credentials, S3Signer, chain_credentials, static_credentials
+
+if TYPE_CHECKING:
+    from registry.tracking import Tracking
 
 FETCHES = 4
 """Repositories that one process fetches at the same time."""
@@ -66,6 +71,12 @@ class Services:
     reader: Reader
     gateway: GatewayLinks
     clock: Callable[[], float]
+    _tracking: "_Tracking" = field(repr=False)
+
+    @property
+    def tracking(self) -> "Tracking":
+        """Experiments and runs: loaded when they are first asked for, for many never are."""
+        return self._tracking.get()
 
     @classmethod
     def of(cls, settings: Settings, clock: Callable[[], float] = time.time) -> "Services":
@@ -114,6 +125,7 @@ class Services:
             reader=reader,
             gateway=gateway,
             clock=clock,
+            _tracking=_Tracking(settings.database, clock),
         )
 
     def close(self) -> None:
@@ -121,8 +133,31 @@ class Services:
         with self.reader:
             for mirrored in self.repositories:
                 mirrored.repository.close()
+            self._tracking.close()
             self.audit.close()
             self.access.close()
+
+
+class _Tracking:
+    """Built once, by whoever asks first. Safe to share between threads."""
+
+    def __init__(self, database: str, clock: Callable[[], float]) -> None:
+        self._database = database
+        self._clock = clock
+        self._lock = Lock()
+        self._built: Tracking | None = None
+
+    def get(self) -> "Tracking":
+        with self._lock:
+            if self._built is None:
+                from registry.tracking import Tracking  # noqa: PLC0415 a worker may never need it
+
+                self._built = Tracking.of(self._database, self._clock)
+            return self._built
+
+    def close(self) -> None:
+        if self._built is not None:
+            self._built.close()
 
 
 def _mirrored(

@@ -39,6 +39,7 @@ ALLOWED = {
     "registry.database": {"registry.errors"},
     "registry.access": {"registry.database", "registry.domain", "registry.errors"},
     "registry.audit": {"registry.database", "registry.errors", "registry.logs"},
+    "registry.tracking": {"registry.database", "registry.errors", "registry.tracking"},
     "registry.limits": set(),
     "registry.logs": set(),
     "registry.metrics": set(),
@@ -70,6 +71,7 @@ ALLOWED = {
         "registry.repository",
         "registry.settings",
         "registry.storage",
+        "registry.tracking",
     },
     "registry.web": {
         "registry",
@@ -110,6 +112,7 @@ ALLOWED = {
         "registry.repository.commands",
         "registry.services",
         "registry.settings",
+        "registry.tracking",
     },
     "registry.wsgi": {
         "registry",
@@ -129,7 +132,8 @@ CONFINED = {
     "botocore": {"registry.storage.s3"},
     "azure": {"registry.storage.azure"},
     "urllib3": {"registry.storage"},
-    "sqlalchemy": {"registry.access", "registry.audit", "registry.database"},
+    "sqlalchemy": {"registry.access", "registry.audit", "registry.database", "registry.tracking"},
+    "alembic": {"registry.tracking.migrations"},
     "prometheus_client": {"registry.metrics"},
     "gunicorn": set(),
     "rfc8785": {"registry.receipt"},
@@ -205,7 +209,17 @@ def test_the_pure_modules_do_no_io(name: str) -> None:
     assert not {"os", "pathlib", "subprocess", "socket", "time"} & set(imports_of(module))
 
 
-CORE = ("domain", "errors", "gto", "repository", "contents", "catalog", "receipt", "access")
+CORE = (
+    "domain",
+    "errors",
+    "gto",
+    "repository",
+    "contents",
+    "catalog",
+    "receipt",
+    "access",
+    "tracking",
+)
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -131,7 +131,9 @@ def test_every_verb_is_documented_with_help_for_each_of_its_options(
 
 def test_every_verb_that_the_documentation_names_exists() -> None:
     known = {name for name, _ in commands(cli)}
-    named = re.findall(r"(?:^|[`$] ?)registry ((?:token |audit )?[a-z]+)", EVERYTHING, re.MULTILINE)
+    named = re.findall(
+        r"(?:^|[`$] ?)registry ((?:token |audit |database )?[a-z]+)", EVERYTHING, re.MULTILINE
+    )
 
     assert {f"registry {verb}" for verb in named} <= known
 

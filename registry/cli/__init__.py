@@ -28,6 +28,7 @@ VERBS = {
         "List the version tags that were moved or deleted, as the mirrors of this machine saw it.",
     ),
     "audit": ("audit", "Read and verify the audit log: who was given links to what."),
+    "database": ("database", "Look after the database."),
     "demo": ("operate", "Start the service on a small embedded demo, and print commands to try."),
 }
 """Verb -> the module of this package that holds it under its name, and what its help says first."""

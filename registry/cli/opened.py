@@ -47,6 +47,16 @@ def access_of(settings: Settings) -> Access:
     return access
 
 
+def upgrade_tracking(settings: Settings) -> None:
+    """Brings the tables of experiments and runs up to date."""
+    from registry.tracking import Tracking  # noqa: PLC0415 no other verb waits for it
+
+    make_data_dir(settings)
+    tracking = Tracking.of(settings.database)
+    click.get_current_context().call_on_close(tracking.close)
+    tracking.upgrade()
+
+
 def audit_of(settings: Settings) -> AuditLog:
     make_data_dir(settings)
     audit = AuditLog(settings.database, settings.secret_keys, settings.audit)

@@ -17,7 +17,13 @@ import click
 
 from registry import check as checks
 from registry import demo as demos
-from registry.cli.opened import access_of, audit_of, config_option, services_of
+from registry.cli.opened import (
+    access_of,
+    audit_of,
+    config_option,
+    services_of,
+    upgrade_tracking,
+)
 from registry.cli.terminal import json_option, print_json, print_table
 from registry.repository.commands import require_git
 from registry.services import Services
@@ -37,6 +43,7 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
     Services.of(settings)
     access_of(settings)
     audit_of(settings)
+    upgrade_tracking(settings)
     command = gunicorn_command(host, port, workers)
     os.execve(command[0], command, _environment(config))  # noqa: S606 no shell on purpose
 
@@ -113,6 +120,7 @@ def demo(directory: Path, port: int) -> None:
     address = urlsplit(settings.public_url)
     secret = demos.token(directory, access_of(settings))
     audit_of(settings)
+    upgrade_tracking(settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # from now on, the server ends with us
     server = subprocess.Popen(
         gunicorn_command(address.hostname or "localhost", address.port or 80, workers=2),

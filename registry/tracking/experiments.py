@@ -1,0 +1,179 @@
+"""Experiments: created, found, renamed, tagged, deleted and restored."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from registry.errors import (
+    ExperimentDeleted,
+    ExperimentExists,
+    ExperimentNotFound,
+    TagNotFound,
+)
+from registry.tracking import pages
+from registry.tracking.query import Order, Search
+from registry.tracking.records import Experiment, Page, View
+from registry.tracking.schema import experiment_tags as tags
+from registry.tracking.schema import experiments
+from registry.tracking.search import holds, number_or_text
+from registry.tracking.store import Row, Store, set_texts, texts_of
+
+_COLUMNS = {
+    "id": experiments.c.id,
+    "name": experiments.c.name,
+    "created": experiments.c.created,
+    "updated": experiments.c.updated,
+}
+_NEWEST = (Order("attribute", "created", False),)
+
+
+class Experiments:
+    """All experiments of the database."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(
+        self, name: str, artifact_location: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> int:
+        """Makes an experiment, and returns its id. Raises ExperimentExists."""
+        now = self._store.now
+        row = {"name": name, "artifact_location": artifact_location, "deleted": False}
+        statement = sa.insert(experiments).values(**row, created=now, updated=now)
+        with self._store.writing() as connection:
+            self._refuse_taken(connection, name)
+            try:
+                # Another writer may have taken the name since, where writers do not take turns.
+                number = connection.execute(statement.returning(experiments.c.id)).scalar_one()
+            except IntegrityError:
+                raise ExperimentExists(name, deleted=False) from None
+            self._set_tags(connection, number, tags or {})
+        return int(number)
+
+    def get(self, number: int) -> Experiment:
+        """The experiment, also a deleted one. Raises ExperimentNotFound."""
+        return self._one(experiments.c.id == number, str(number))
+
+    def get_by_name(self, name: str) -> Experiment:
+        """The experiment of this name, also a deleted one. Raises ExperimentNotFound."""
+        return self._one(experiments.c.name == name, name)
+
+    def _one(self, condition: sa.ColumnElement[bool], spelled: str) -> Experiment:
+        with self._store.reading() as connection:
+            row = connection.execute(sa.select(experiments).where(condition)).one_or_none()
+            if row is None:
+                raise ExperimentNotFound(spelled)
+            return _experiment(row, texts_of(connection, tags, "experiment", [row.id])[row.id])
+
+    def search(self, view: View, search: Search) -> Page:
+        """Experiments that fit, by default the newest first. Raises InvalidRequest."""
+        orders = [*(search.orders or _NEWEST), Order("attribute", "id", False)]
+        sorts = [pages.Sort(_COLUMNS[order.key], order.ascending) for order in orders]
+        kinds = [str if order.key == "name" else int for order in orders]
+        asked = pages.question("experiments", view, search.filters, orders)
+        query = sa.select(experiments).limit(search.limit + 1)
+        if view != "all":
+            query = query.where(experiments.c.deleted == (view == "deleted"))
+        for comparison in search.filters:
+            condition = (
+                number_or_text(_COLUMNS[comparison.key], comparison, self._store.embedded)
+                if comparison.kind == "attribute"
+                else holds(
+                    tags, tags.c.experiment == experiments.c.id, comparison, self._store.embedded
+                )
+            )
+            query = query.where(condition)
+        if search.page:
+            query = query.where(pages.behind(sorts, pages.place(asked, search.page, kinds)))
+        with self._store.reading() as connection:
+            rows = connection.execute(query.order_by(*(sort.ordered for sort in sorts))).all()
+            found, more = rows[: search.limit], rows[search.limit :]
+            labels = texts_of(connection, tags, "experiment", [row.id for row in found])
+        following = ""
+        if more:
+            following = pages.token(asked, [getattr(found[-1], order.key) for order in orders])
+        return Page([_experiment(row, labels[row.id]) for row in found], following)
+
+    def rename(self, number: int, name: str | None) -> None:
+        """Gives an active experiment another name; None keeps the one that it has.
+
+        Raises ExperimentNotFound, ExperimentDeleted, or ExperimentExists.
+        """
+        with self._store.writing() as connection:
+            found = self.active(connection, number)
+            if name is None or name == found.name:
+                return
+            self._refuse_taken(connection, name)
+            try:
+                self._change(connection, number, name=name)
+            except IntegrityError:
+                raise ExperimentExists(name, deleted=False) from None
+
+    def delete(self, number: int) -> None:
+        """Hides an experiment and all that is in it. Raises ExperimentNotFound."""
+        self._mark(number, deleted=True)
+
+    def restore(self, number: int) -> None:
+        """Brings back what `delete` hid. Raises ExperimentNotFound for one that is not deleted."""
+        self._mark(number, deleted=False)
+
+    def _mark(self, number: int, *, deleted: bool) -> None:
+        with self._store.writing() as connection:
+            done = connection.execute(
+                sa.update(experiments)
+                .where(experiments.c.id == number, experiments.c.deleted == (not deleted))
+                .values(deleted=deleted, updated=self._store.now)
+            )
+            if not done.rowcount:
+                state = "active" if deleted else "deleted"
+                raise ExperimentNotFound(str(number), f"there is none that is {state}")
+
+    def set_tag(self, number: int, key: str, value: str) -> None:
+        """Writes a tag of an active experiment. Raises ExperimentNotFound or ExperimentDeleted."""
+        with self._store.writing() as connection:
+            self.active(connection, number)
+            self._set_tags(connection, number, {key: value})
+            self._change(connection, number)
+
+    def delete_tag(self, number: int, key: str) -> None:
+        """Removes a tag. Raises ExperimentNotFound, ExperimentDeleted, or TagNotFound."""
+        with self._store.writing() as connection:
+            self.active(connection, number)
+            done = connection.execute(
+                sa.delete(tags).where(tags.c.experiment == number, tags.c.key == key)
+            )
+            if not done.rowcount:
+                raise TagNotFound(key, f"experiment {number}")
+            self._change(connection, number)
+
+    def active(self, connection: sa.Connection, number: int) -> Row:
+        """The row of an experiment that takes something new. Raises ExperimentNotFound, or
+        ExperimentDeleted.
+        """
+        query = sa.select(experiments).where(experiments.c.id == number)
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            raise ExperimentNotFound(str(number))
+        if row.deleted:
+            raise ExperimentDeleted(str(number))
+        return row
+
+    def _refuse_taken(self, connection: sa.Connection, name: str) -> None:
+        query = sa.select(experiments.c.deleted).where(experiments.c.name == name)
+        deleted = connection.execute(query).scalar_one_or_none()
+        if deleted is not None:
+            raise ExperimentExists(name, deleted)
+
+    def _change(self, connection: sa.Connection, number: int, **values: object) -> None:
+        changed = sa.update(experiments).where(experiments.c.id == number)
+        connection.execute(changed.values(updated=self._store.now, **values))
+
+    def _set_tags(self, connection: sa.Connection, number: int, values: Mapping[str, str]) -> None:
+        set_texts(self._store, connection, tags, "experiment", number, values)
+
+
+def _experiment(row: Row, labels: Mapping[str, str]) -> Experiment:
+    return Experiment(
+        row.id, row.name, row.artifact_location, row.deleted, row.created, row.updated, labels
+    )

@@ -1,0 +1,132 @@
+"""What every part of tracking shares: connections, whose turn it is to write, time and ids."""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from registry.database import engine_of, translated, writing
+
+Row = Any
+"""A row of an answer: SQLAlchemy 2.1 spells its type in another way than 2.0."""
+
+PATIENCE = 10
+"""Seconds a writer waits for its turn on SQLite: writers come in queues, and each is quick."""
+
+
+class Store:
+    """Connections to the tables. One per process; safe to share between threads.
+
+    `clock` gives Unix time; `new_id` 32 hexadecimal digits that nothing else has.
+    Opens no connection before it is asked for one.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._engine = engine_of(database, PATIENCE)
+        self.new_id = new_id
+        self._clock = clock
+        embedded = self._engine.dialect.name == "sqlite"
+        # The threads of a process take turns here, where waiting costs nothing, and not at the
+        # lock of the file, which is asked again and again.
+        self._turn = threading.Lock() if embedded else nullcontext()
+        # Nothing that reads needs a transaction of several statements.
+        options = {} if embedded else {"isolation_level": "AUTOCOMMIT"}
+        self._readers = self._engine.execution_options(**options)
+        if embedded:
+            sa.event.listen(self._engine, "connect", _trust_the_log)
+
+    @property
+    def now(self) -> int:
+        """Unix milliseconds."""
+        return int(self._clock() * 1000)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is SQLite, which spells a few things in its own way."""
+        return self._engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to read with. Raises DatabaseUnavailable."""
+        with translated(), self._readers.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction: all of the block is kept, or nothing. Raises DatabaseUnavailable."""
+        with self._turn, writing(self._engine) as connection:
+            yield connection
+
+    def upsert(self, table: sa.Table) -> "sqlite.Insert":
+        """An INSERT that can say what to do about rows that are there."""
+        # The two have the same methods; SQLAlchemy has no common name for them.
+        return sqlite.insert(table) if self.embedded else postgresql.insert(table)  # type: ignore[return-value]
+
+    def upgrade(self) -> None:
+        """Brings the tables to the form that this version knows; harmless when they have it."""
+        from registry.tracking.migrations import upgrade  # noqa: PLC0415 a worker needs no Alembic
+
+        with self.writing() as connection:
+            upgrade(connection)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+
+def _trust_the_log(connection: Any, _: object) -> None:
+    """With WAL, `NORMAL` loses nothing when a process dies; when power fails, perhaps the last."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def set_texts(
+    store: Store,
+    connection: sa.Connection,
+    table: sa.Table,
+    owner: str,
+    number: int,
+    values: Mapping[str, str],
+) -> None:
+    """Writes tags, of which the last value counts.
+
+    In the order of keys, so that no two writers block each other for ever.
+    """
+    if not values:
+        return
+    insert = store.upsert(table)
+    statement = insert.on_conflict_do_update(
+        index_elements=[owner, "key"], set_={"value": insert.excluded.value}
+    )
+    rows = [{owner: number, "key": key, "value": value} for key, value in sorted(values.items())]
+    connection.execute(statement, rows)
+
+
+def texts_of(
+    connection: sa.Connection, table: sa.Table, owner: str, numbers: Sequence[int]
+) -> dict[int, dict[str, str]]:
+    """Of each number: key -> value, in the order of keys."""
+    found: dict[int, dict[str, str]] = {number: {} for number in numbers}
+    column = table.c[owner]
+    for some in chunks(numbers):
+        query = sa.select(column, table.c.key, table.c.value).where(column.in_(some))
+        for number, key, value in connection.execute(query.order_by(column, table.c.key)):
+            found[number][key] = value
+    return found
+
+
+def chunks(numbers: Sequence[int], size: int = 1000) -> Iterator[Sequence[int]]:
+    """Parts of a list that fit into one statement."""
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]

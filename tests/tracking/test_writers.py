@@ -1,0 +1,101 @@
+"""Many writers, and writers that die: nothing is lost, and nothing is half there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from registry.tracking import Tracking
+from registry.tracking.records import Metric
+from registry.tracking.runs import Batch
+
+PROCESSES = 16
+ROUNDS = 100
+
+_LOGS_METRICS = f"""
+import sys
+from registry.tracking import Tracking
+from registry.tracking.records import Metric
+from registry.tracking.runs import Batch
+
+database, run, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
+tracking = Tracking.of(database)
+for step in range({ROUNDS}):
+    shared = Metric("shared", me * {ROUNDS} + step, step, step)
+    metrics = [shared, Metric(f"own {{me}}", step, step, step)]
+    tracking.runs.log(run, Batch(metrics=metrics))
+"""
+
+_LOGS_BATCHES = """
+import sys
+from itertools import count
+from registry.tracking import Tracking
+from registry.tracking.records import Metric
+from registry.tracking.runs import Batch
+
+database, run = sys.argv[1:]
+tracking = Tracking.of(database)
+for number in count():
+    print(number, flush=True)
+    metrics = [Metric(f"m{key}", number, number, number) for key in range(100)]
+    batch = Batch(metrics, [(f"p{number}", "x")], {"last": str(number)})
+    tracking.runs.log(run, batch)
+"""
+
+
+def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", script, *arguments]
+    root = Path(__file__).parent.parent.parent
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def test_sixteen_processes_log_to_one_run_and_nothing_is_lost(
+    tracking: Tracking, database: str
+) -> None:
+    run = tracking.runs.create(0).id
+    writers = [start(_LOGS_METRICS, database, run, str(me)) for me in range(PROCESSES)]
+    for writer in writers:
+        writer.communicate(timeout=120)
+
+    assert [writer.returncode for writer in writers] == [0] * PROCESSES
+    history = tracking.runs.history(run, "shared").found
+    assert len(history) == PROCESSES * ROUNDS
+    assert {metric.value for metric in history} == set(range(PROCESSES * ROUNDS))
+    latest = {metric.key: metric for metric in tracking.runs.get(run).metrics}
+    assert latest["shared"] == max(history, key=lambda it: it.order)
+    for me in range(PROCESSES):
+        assert len(tracking.runs.history(run, f"own {me}").found) == ROUNDS
+        assert latest[f"own {me}"].value == ROUNDS - 1
+
+
+def test_a_batch_of_a_writer_that_is_killed_is_whole_or_absent(
+    tracking: Tracking, database: str
+) -> None:
+    for killed_in in (0, 3, 7):
+        run = tracking.runs.create(0).id
+        writer = start(_LOGS_BATCHES, database, run)
+        assert writer.stdout
+        for line in writer.stdout:
+            if int(line) == killed_in:
+                writer.kill()
+                break
+        writer.wait(timeout=30)
+        writer.stdout.close()
+
+        found = tracking.runs.get(run)
+        whole = len(found.params)  # one for each batch
+        assert whole >= killed_in
+        assert found.tags == ({"last": str(whole - 1)} if whole else {})
+        for key in range(100):
+            values = [metric.value for metric in tracking.runs.history(run, f"m{key}").found]
+            assert values == [*range(whole)]
+        assert {metric.value for metric in found.metrics} == ({whole - 1} if whole else set())
+    # Whoever was killed stands in nobody's way.
+    tracking.runs.log(run, Batch(metrics=[Metric("after", 1.0, 0)]))
+
+
+def test_of_two_who_write_a_param_one_wins_and_the_other_is_told(tracking: Tracking) -> None:
+    run = tracking.runs.create(0).id
+    tracking.runs.log(run, Batch(params=[("p", "1"), ("p", "1")]))
+    tracking.runs.log(run, Batch(params=[("q", "2"), ("p", "1")]))
+
+    assert tracking.runs.get(run).params == {"p": "1", "q": "2"}
