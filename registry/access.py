@@ -10,15 +10,23 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import sqlalchemy as sa
 from itsdangerous import BadSignature, Signer
+from sqlalchemy.exc import IntegrityError
 
 from registry.database import engine_of, translated
 from registry.domain import Principal
-from registry.errors import DatabaseUnavailable, Forbidden, TokenNotFound, Unauthenticated
+from registry.errors import (
+    DatabaseUnavailable,
+    ExchangeRefused,
+    Forbidden,
+    TokenNotFound,
+    Unauthenticated,
+)
 
 SCOPES = ("models:read", "metrics:read")
 """What a token can be allowed to do."""
@@ -44,6 +52,17 @@ _tokens = sa.Table(
     sa.Column("expires", sa.BigInteger, nullable=False),
     sa.Column("revoked", sa.BigInteger),
 )
+# What was exchanged for a token. A row, and the token with it, goes when both have long ended.
+_exchanges = sa.Table(
+    "exchanges",
+    _metadata,
+    sa.Column("proof", sa.String(64), primary_key=True),
+    sa.Column("token", sa.String(16), nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False, index=True),
+)
+KEPT = 7 * 86_400
+"""Seconds that an exchanged token stays in the list after its end."""
+_TIDY = 600.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,7 @@ class Access:
         )
         self._clock = clock
         self._checked: dict[str, tuple[Token, float]] = {}
+        self._tidied = float("-inf")
 
     def create_tables(self) -> None:
         """Makes the tables that are missing; harmless when all are there."""
@@ -98,8 +118,47 @@ class Access:
         self, name: str, scopes: list[str], repositories: list[str], expires: datetime
     ) -> tuple[Token, str]:
         """A new token, and its text, which is shown this once and kept nowhere."""
+        row, text = self._new(name, scopes, repositories, expires)
+        with translated(), self._engine.begin() as connection:
+            connection.execute(sa.insert(_tokens).values(row))
+        return _token(row), text
+
+    def exchange(
+        self,
+        proof: str | None,
+        ends: float,
+        name: str,
+        scopes: list[str],
+        repositories: list[str],
+        expires: datetime,
+    ) -> tuple[Token, str]:
+        """A new token, as of `create`, for a proof that is good for one: whoever comes second, in
+        this process or any other, gets none. `ends` is until when the proof could be presented
+        again (Unix seconds); one of None can be at any time.
+
+        Raises ExchangeRefused and DatabaseUnavailable; the proof is still good after the latter.
+        """
+        row, text = self._new(name, scopes, repositories, expires)
+        spent = {
+            "proof": proof or secrets.token_hex(32),
+            "token": row["id"],
+            "until": int(max(ends, expires.timestamp())) + 1,
+        }
+        with translated(), self._engine.begin() as connection:
+            try:
+                connection.execute(sa.insert(_exchanges).values(spent))
+            except IntegrityError:
+                raise ExchangeRefused("replayed", "it was exchanged before", name) from None
+            connection.execute(sa.insert(_tokens).values(row))
+        self._tidy()
+        return _token(row), text
+
+    def _new(
+        self, name: str, scopes: list[str], repositories: list[str], expires: datetime
+    ) -> tuple[dict[str, object], str]:
+        """The row of a new token, and its text."""
         secret = secrets.token_urlsafe(32)
-        row = {
+        row: dict[str, object] = {
             "id": secrets.token_hex(6),
             "digest": _digest(secret),
             "name": name,
@@ -109,9 +168,20 @@ class Access:
             "expires": int(expires.timestamp()),
             "revoked": None,
         }
-        with translated(), self._engine.begin() as connection:
-            connection.execute(sa.insert(_tokens).values(row))
-        return _token(row), PREFIX + self._signer.sign(secret).decode()
+        return row, PREFIX + self._signer.sign(secret).decode()
+
+    def _tidy(self) -> None:
+        """Forgets exchanges that ended long ago, and their tokens, now and then."""
+        now = self._clock()
+        if now - self._tidied < _TIDY:
+            return
+        self._tidied = now
+        over = _exchanges.c.until < now - KEPT
+        # Another process may do the same now: then one of the two is enough.
+        with suppress(DatabaseUnavailable), translated(), self._engine.begin() as connection:
+            ended = sa.select(_exchanges.c.token).where(over)
+            connection.execute(sa.delete(_tokens).where(_tokens.c.id.in_(ended)))
+            connection.execute(sa.delete(_exchanges).where(over))
 
     def tokens(self) -> list[Token]:
         """Every token ever issued, oldest first."""

@@ -94,6 +94,22 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """Whether an ID token was exchanged: `subject` is its issuer and whom it speaks of, as far as
+    its signature holds. `token` is the id of the new token, and `repository` what that is good for.
+    """
+
+    request: str
+    address: str
+    subject: str
+    decision: Literal["granted", "refused"]
+    reason: str | None = None
+    token: str = ""
+    repository: str = ""
+    selector: str = "token/exchange"
+
+
+@dataclass(frozen=True)
 class Change:
     """What an origin did to a version tag, the `selector`, after it was first seen as `revision`.
     `origin` is the commit that the tag has there now, None for none. Nobody asked for it: there is
@@ -109,7 +125,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as it stands in the database. `record` is the JSON of an Event or a Change, and its
+    """A row as it stands in the database. `record` is the JSON of what happened, and its
     time, `at`.
     """
 
@@ -180,7 +196,7 @@ class AuditLog:
             with suppress(IntegrityError), self._engine.begin() as connection:
                 connection.execute(sa.insert(_head).values(first))
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event | Exchange) -> None:
         """Adds a row.
 
         Where rows are required it is committed on return, within WAIT seconds; DatabaseUnavailable
@@ -284,7 +300,7 @@ class AuditLog:
 
     # The writer
 
-    def _put(self, happened: Event | Change, written: "Future[None] | None") -> bool:
+    def _put(self, happened: Event | Exchange | Change, written: "Future[None] | None") -> bool:
         """Whether the row is on its way."""
         if self._mode == "off":
             return False

@@ -4,7 +4,8 @@ RegistryError
  ├── SettingsError               the configuration is wrong: the service does not start
  ├── InvalidRequest              the question itself is malformed
  ├── Unauthenticated             no token, or one that does not hold
- │    └── HookRefused            a webhook of nobody we know
+ │    ├── HookRefused            a webhook of nobody we know
+ │    └── ExchangeRefused        an ID token that does not hold, or lets nobody in
  ├── Forbidden                   a token that holds, without the scope that is needed
  ├── TooManyRequests             a token that asks more often than it may
  ├── InvalidLink                 a gateway link that was changed, or whose hour is over
@@ -40,6 +41,7 @@ RegistryError
       ├── MirrorNotReady         the first clone is still under way
       ├── MirrorStale            what was last seen of the Git origin is too old to be told
       ├── OriginUnavailable      the Git origin does not answer, and there is nothing to serve
+      ├── IssuerUnavailable      the keys that ID tokens are checked with cannot be had
       ├── CredentialsUnavailable the credentials for signing are gone or about to expire
       ├── ClockSkewed            our clock and the store's are too far apart: it would refuse links
       ├── ObjectCorrupt          the store has other bytes than those the object is named by
@@ -111,6 +113,22 @@ class HookRefused(Unauthenticated):
     def detail(self) -> str:
         """The same for every reason, so that nothing can be learnt."""
         return "Unknown repository or wrong signature."
+
+
+@dataclass(eq=False)
+class ExchangeRefused(Unauthenticated):
+    """An ID token that is exchanged for nothing. `reason` is one word for programs.
+
+    `subject` is whom the token speaks of, as far as its signature holds; otherwise it is empty.
+    """
+
+    problem: str
+    subject: str = ""
+
+    @property
+    def detail(self) -> str:
+        """Says why: whoever holds the ID token knows already what is in it."""
+        return f"This ID token is not accepted: {self.problem}."
 
 
 @dataclass(eq=False)
@@ -550,6 +568,20 @@ class OriginUnavailable(Unavailable):
     def detail(self) -> str:
         """Names the repository, never the credentials."""
         return f"Repository {self.repository!r} cannot be fetched: {self.problem}."
+
+
+@dataclass(eq=False)
+class IssuerUnavailable(Unavailable):
+    """An issuer's public keys cannot be fetched, and none are at hand that are fresh enough."""
+
+    issuer: str
+    problem: str
+    retry_after: int = 15
+
+    @property
+    def detail(self) -> str:
+        """Names the issuer. The problem is for the log: it says what the network looks like."""
+        return f"The keys of {self.issuer} cannot be had, try again in {self.retry_after} s."
 
 
 @dataclass(eq=False)

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from registry.access import Access
+from registry.access import SCOPES, Access
 from registry.audit import AuditLog, Change
 from registry.catalog import Catalog, Mirrored, Repositories
 from registry.contents import Contents
 from registry.domain import StorageUrl
 from registry.errors import SettingsError
+from registry.federation import Federation, Issuer, Rule
+from registry.federation.keys import KeySource
 from registry.limits import RateLimit
 from registry.metrics import Metrics
 from registry.repository import Repository
@@ -26,6 +28,7 @@ from registry.settings import (
     AzureStorage,
     FileStorage,
     HttpStorage,
+    IssuerSettings,
     RepositorySettings,
     S3Storage,
     Settings,
@@ -52,9 +55,12 @@ class Services:
     `handoffs` maps a file location to the internal URL prefix under which nginx serves it, and
     `webhook_secrets` the name of a repository to the secret that its webhooks are signed with.
     `rate_limit` is None where there is no limit; `trusted_proxies` is how many stand before us.
+    `exchange_limit` counts the attempts of an address to exchange what is good for no token.
     """
 
     access: Access
+    federation: Federation
+    exchange_limit: RateLimit
     audit: AuditLog
     rate_limit: RateLimit | None
     metrics: Metrics
@@ -101,6 +107,14 @@ class Services:
         contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
         return cls(
             access=Access(settings.database, settings.secret_keys, clock),
+            federation=Federation(
+                [
+                    _issuer(item, f"issuers[{index}]", settings.public_url, clock)
+                    for index, item in enumerate(settings.issuers)
+                ],
+                clock,
+            ),
+            exchange_limit=RateLimit(settings.exchange_limit, clock),
             audit=audit,
             rate_limit=RateLimit(settings.rate_limit, clock) if settings.rate_limit else None,
             metrics=metrics,
@@ -134,6 +148,7 @@ class Services:
             for mirrored in self.repositories:
                 mirrored.repository.close()
             self._tracking.close()
+            self.federation.close()
             self.audit.close()
             self.access.close()
 
@@ -192,6 +207,24 @@ def _mirrored(
     except ValueError as error:
         raise SettingsError(f"{key}.url", str(error)) from None
     return Mirrored(repository, item.refresh, (item.url, *item.aliases))
+
+
+def _issuer(item: IssuerSettings, key: str, public_url: str, clock: Callable[[], float]) -> Issuer:
+    for index, rule in enumerate(item.rules):
+        if unknown := set(rule.scopes) - set(SCOPES):
+            problem = f"{', '.join(sorted(unknown))}: allowed are {', '.join(SCOPES)}"
+            raise SettingsError(f"{key}.rules[{index}].scopes", problem)
+    return Issuer(
+        url=item.url,
+        audience=item.audience or public_url,
+        algorithms=item.algorithms,
+        leeway=item.leeway,
+        single_use=item.single_use,
+        rules=tuple(
+            Rule(rule.claims, rule.repositories, rule.scopes, rule.lifetime) for rule in item.rules
+        ),
+        keys=KeySource(item.url, item.jwks_url, item.ca_file, clock),
+    )
 
 
 def _location(item: StorageSettings, key: str, gateway: GatewayLinks) -> Location:

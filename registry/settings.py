@@ -80,6 +80,26 @@ def _long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def _issuer_url(value: str) -> str:
+    """As it is written: tokens name their issuer in exactly this spelling."""
+    parts = urlsplit(value)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+        raise ValueError("must be an https:// URL; http:// is for localhost alone")
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("must be a URL without a user, a query and a fragment")
+    return value
+
+
+def _as_texts(value: object) -> object:
+    """YAML reads `true` and `42` where a claim has the texts "true" and "42"."""
+    if isinstance(value, list):
+        return [_as_texts(one) for one in value]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else value
+
+
 def _off(value: object) -> object:
     # YAML takes a bare `off` for false.
     return "off" if value is False else value
@@ -96,6 +116,16 @@ Secret = Annotated[SecretStr, AfterValidator(_given)]
 SecretKey = Annotated[SecretStr, AfterValidator(_long_enough)]
 Patterns = Annotated[tuple[str, ...], Field(min_length=1)]
 Location = Annotated[StorageUrl, BeforeValidator(_storage_url)]
+IssuerUrl = Annotated[str, AfterValidator(_issuer_url)]
+ClaimPatterns = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(_as_list),
+    BeforeValidator(_as_texts),
+    Field(min_length=1),
+]
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
 
 
 class _Section(BaseModel):
@@ -221,6 +251,75 @@ _STORAGE: Mapping[str, type[StorageSettings]] = {
 }
 
 
+class RuleSettings(_Section):
+    """Which jobs of an issuer get a token, and for what."""
+
+    claims: Annotated[dict[str, ClaimPatterns], Field(min_length=1)]
+    repositories: Patterns
+    scopes: Patterns = ("models:read",)
+    lifetime: Annotated[int, Field(ge=60, le=3600)] = 3600
+
+
+class IssuerSettings(_Section):
+    """A CI system whose jobs may exchange their ID tokens."""
+
+    url: IssuerUrl
+    rules: Annotated[tuple[RuleSettings, ...], Field(min_length=1)]
+    audience: Text | None = None
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
+    leeway: Annotated[int, Field(ge=0, le=300)] = 30
+    single_use: bool = True
+    jwks_url: IssuerUrl | None = None
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _every_rule_says_whose_jobs(self) -> "IssuerSettings":
+        tenants = _TENANTS.get(self.url)
+        for index, rule in enumerate(self.rules):
+            if not any(_begins(patterns) for patterns in rule.claims.values()):
+                raise ValueError(f"rules[{index}].claims: would let every job of the issuer in")
+            if tenants and not any(
+                _begins(patterns, tenants[name])
+                for name, patterns in rule.claims.items()
+                if name in tenants
+            ):
+                raise ValueError(
+                    f"rules[{index}].claims: anybody can get a token of this issuer: say whose in "
+                    f"one of {', '.join(tenants)}, with no wildcard before it"
+                )
+        return self
+
+
+_TENANTS: Mapping[str, Mapping[str, str]] = {
+    "https://token.actions.githubusercontent.com": {
+        "repository": "",
+        "repository_id": "",
+        "repository_owner": "",
+        "repository_owner_id": "",
+        "sub": "repo:",
+    },
+    "https://gitlab.com": {
+        "project_path": "",
+        "project_id": "",
+        "namespace_path": "",
+        "namespace_id": "",
+        "sub": "project_path:",
+    },
+    "https://agent.buildkite.com": {
+        "organization_slug": "",
+        "organization_id": "",
+        "pipeline_id": "",
+        "sub": "organization:",
+    },
+}
+"""Issuers that the world shares -> claims that tell whose job it is -> how all of those begin."""
+
+
+def _begins(patterns: tuple[str, ...], shared: str = "") -> bool:
+    """Whether each of a claim's patterns has text of its own before its first wildcard."""
+    return all(len(re.split(r"[*?[]", pattern)[0].removeprefix(shared)) > 0 for pattern in patterns)
+
+
 class Settings(_Section):
     """The whole configuration. Build it directly in tests; `load` reads a file."""
 
@@ -237,6 +336,8 @@ class Settings(_Section):
     trusted_proxies: Annotated[int, Field(ge=0, le=10)] = 0
     repositories: tuple[RepositorySettings, ...] = ()
     storage: tuple[StorageSettings, ...] = ()
+    issuers: tuple[IssuerSettings, ...] = ()
+    exchange_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 60
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Settings":
@@ -244,6 +345,10 @@ class Settings(_Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"repositories: two have the name {name!r}")
+        urls = [issuer.url for issuer in self.issuers]
+        for url in urls:
+            if urls.count(url) > 1:
+                raise ValueError(f"issuers: {url} is listed twice: give it all rules in one place")
         return self
 
     @property
@@ -290,6 +395,7 @@ class Settings(_Section):
             values.get("repositories"), "repositories", lambda _, __: RepositorySettings
         )
         values["storage"] = _items(values.get("storage"), "storage", _storage_model)
+        values["issuers"] = _items(values.get("issuers"), "issuers", _issuer_model)
         return _validated(cls, values, "")
 
 
@@ -365,6 +471,13 @@ def _storage_model(values: dict[str, object], key: str) -> type[StorageSettings]
     return _STORAGE[scheme]
 
 
+def _issuer_model(values: dict[str, object], key: str) -> type[IssuerSettings]:
+    if "rules" in values:
+        # One by one, so that a mistake is told with the keys that a rule has.
+        values["rules"] = _items(values["rules"], f"{key}.rules", lambda _, __: RuleSettings)
+    return IssuerSettings
+
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -377,7 +490,8 @@ def _items(
     for index, item in enumerate(values or []):
         place = f"{key}[{index}]"
         if not isinstance(item, dict):
-            raise SettingsError(place, "must be a mapping that begins with url:")
+            first = "claims" if key.endswith(".rules") else "url"
+            raise SettingsError(place, f"must be a mapping that begins with {first}:")
         found.append(_validated(model(item, place), item, place))
     return found
 
@@ -401,7 +515,7 @@ def _problem(model: type[BaseModel], kind: str, message: str, name: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
         return f"unknown key; {hint}"
     if kind == "missing" and name == "repositories":
-        return "is missing: list the repositories that may use the location, or '*' for all"
+        return "is missing: list the repositories that it is for, or '*' for all"
     if kind == "missing":
         return "is missing"
     return message.removeprefix("Value error, ")

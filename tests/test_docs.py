@@ -12,7 +12,13 @@ import yaml
 from registry.cli import cli
 from registry.errors import RegistryError
 from registry.services import Services
-from registry.settings import RepositorySettings, Settings, StorageSettings
+from registry.settings import (
+    IssuerSettings,
+    RepositorySettings,
+    RuleSettings,
+    Settings,
+    StorageSettings,
+)
 from registry.storage.gateway import ROUTE
 from registry.web import create_app
 from registry.web.errors import STATUS
@@ -43,8 +49,8 @@ def uncommented() -> str:
     A line of prose begins with a capital or goes on from one; a commented key is `# key: ...` or
     `# - key: ...` in the indentation of its list.
     """
-    found = re.sub(r"^# ?(- |  [a-z_]+:)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
-    return found.replace("repositories: []", "repositories:").replace("storage: []", "storage:")
+    found = re.sub(r"^# ?(- | {2,}(?:- )?[a-z_]+:)", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
+    return re.sub(r"^([a-z]+): \[\]$", r"\1:", found, flags=re.MULTILINE)
 
 
 def example() -> dict[str, object]:
@@ -86,6 +92,14 @@ def test_every_setting_of_a_storage_location_stands_in_the_example(model) -> Non
     assert set(entry) == set(model.model_fields)
 
 
+def test_every_setting_of_an_issuer_stands_in_the_example() -> None:
+    (issuer,) = example()["issuers"]
+    (rule,) = issuer["rules"]
+
+    assert set(issuer) == set(IssuerSettings.model_fields)
+    assert set(rule) == set(RuleSettings.model_fields)
+
+
 def test_the_example_shows_the_defaults() -> None:
     document = example()
     (repository,) = document["repositories"]
@@ -94,7 +108,7 @@ def test_the_example_shows_the_defaults() -> None:
         **{f"repositories.{key}": value for key, value in repository.items()},
     }
 
-    for key in ("data_dir", "public_url", "link_lifetime"):
+    for key in ("data_dir", "public_url", "link_lifetime", "exchange_limit"):
         assert str(shown[key]) == str(Settings.model_fields[key].default), key
     for key in ("refresh", "username"):
         assert shown[f"repositories.{key}"] == RepositorySettings.model_fields[key].default, key

@@ -14,7 +14,9 @@ from registry.settings import (
     AzureStorage,
     FileStorage,
     HttpStorage,
+    IssuerSettings,
     RepositorySettings,
+    RuleSettings,
     S3Storage,
     Settings,
     name_of,
@@ -24,7 +26,10 @@ KEY = "k" * 32
 SHIPPED = Path(__file__).parent.parent / "config" / "registry.yaml"
 REPOSITORY = {"url": "https://github.com/o/n.git"}
 S3 = {"url": "s3://bucket/prefix", "repositories": ["*"]}
-SECTIONS = (Settings, RepositorySettings, S3Storage, AzureStorage, HttpStorage, FileStorage)
+SECTIONS = (
+    *(Settings, RepositorySettings, S3Storage, AzureStorage, HttpStorage, FileStorage),
+    *(IssuerSettings, RuleSettings),
+)
 
 
 def parse(environ: dict[str, str] | None = None, **document: object) -> Settings:
@@ -282,3 +287,87 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match="data_dir: is given twice, the second time in line 3"):
         Settings.load(file, {})
+
+
+GITHUB = "https://token.actions.githubusercontent.com"
+RULE = {"claims": {"repository": "o/n"}, "repositories": ["*"]}
+
+
+def issuer(url: str = "https://issuer.example", **more: object) -> IssuerSettings:
+    (found,) = parse(issuers=[{"url": url, "rules": [RULE], **more}]).issuers
+    return found
+
+
+def test_claims_are_texts_however_yaml_reads_them() -> None:
+    claims = {"a": True, "b": 42, "c": ["x", 1], "d": "y*"}
+
+    (rule,) = issuer(rules=[{**RULE, "claims": claims}]).rules
+
+    assert rule.claims == {"a": ("true",), "b": ("42",), "c": ("x", "1"), "d": ("y*",)}
+
+
+@pytest.mark.parametrize(
+    ("more", "key", "word"),
+    [
+        ({"url": "http://issuer.example"}, "issuers[0].url", "https"),
+        ({"url": "https://user@issuer.example"}, "issuers[0].url", "user"),
+        ({"url": "https://issuer.example/?x"}, "issuers[0].url", "query"),
+        ({"jwks_url": "http://10.0.0.1/keys"}, "issuers[0].jwks_url", "https"),
+        ({"algorithms": ["none"]}, "issuers[0].algorithms[0]", "RS256"),
+        ({"algorithms": ["HS256"]}, "issuers[0].algorithms[0]", "RS256"),
+        ({"algorithms": []}, "issuers[0].algorithms", "1"),
+        ({"leeway": 301}, "issuers[0].leeway", "300"),
+        ({"audience": ""}, "issuers[0].audience", "empty"),
+        ({"rules": []}, "issuers[0].rules", "1"),
+        ({"rules": ["x"]}, "issuers[0].rules[0]", "claims:"),
+        ({"rules": [{"claims": {"a": "b"}}]}, "issuers[0].rules[0].repositories", "missing"),
+        ({"rules": [{**RULE, "claim": 1}]}, "issuers[0].rules[0].claim", "did you mean claims"),
+        ({"rules": [{**RULE, "claims": {}}]}, "issuers[0].rules[0].claims", "1"),
+        ({"rules": [{**RULE, "claims": {"a": []}}]}, "issuers[0].rules[0].claims.a", "1"),
+        ({"rules": [{**RULE, "claims": {"a": ""}}]}, "issuers[0].rules[0].claims.a[0]", "empty"),
+        ({"rules": [{**RULE, "claims": {"a": "*"}}]}, "issuers[0]", "every job"),
+        ({"rules": [{**RULE, "lifetime": 3601}]}, "issuers[0].rules[0].lifetime", "3600"),
+    ],
+)
+def test_an_issuer_that_could_let_in_too_many_is_refused(more, key, word) -> None:
+    with pytest.raises(SettingsError) as caught:
+        issuer(**more)
+
+    assert caught.value.key == key
+    assert word in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("claims", "is_fine"),
+    [
+        ({"repository": "team/*"}, True),
+        ({"repository_owner_id": 65}, True),
+        ({"sub": "repo:team/app:ref:refs/heads/main"}, True),
+        ({"ref": "refs/heads/main"}, False),
+        ({"repository": "*/app"}, False),
+        ({"repository": ["team/app", "*"]}, False),
+        ({"repository": "?eam/app"}, False),
+        ({"repository": "[t]eam/app"}, False),
+        ({"sub": "repo:*:ref:refs/heads/main"}, False),
+        ({"sub": "*"}, False),
+    ],
+)
+def test_a_rule_for_an_issuer_that_the_world_shares_says_whose_jobs_it_means(
+    claims, is_fine
+) -> None:
+    rules = [{**RULE, "claims": claims}]
+    if is_fine:
+        assert issuer(GITHUB, rules=rules).url == GITHUB
+    else:
+        with pytest.raises(SettingsError, match=r"issuers\[0\]: rules\[0\].claims"):
+            issuer(GITHUB, rules=rules)
+
+
+def test_an_issuer_has_one_place() -> None:
+    entry = {"url": "https://issuer.example", "rules": [RULE]}
+    with pytest.raises(SettingsError, match="listed twice"):
+        parse(issuers=[entry, entry])
+
+
+def test_the_url_of_an_issuer_keeps_its_last_slash() -> None:
+    assert issuer("https://issuer.example/").url == "https://issuer.example/"

@@ -4,7 +4,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from registry.services import Services
-from registry.web import auth, errors, health, hooks, objects, observe, openapi, studio
+from registry.web import auth, errors, exchange, health, hooks, objects, observe, openapi, studio
 
 __all__ = ["create_app"]
 
@@ -17,6 +17,7 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(studio.blueprint(services))
     app.register_blueprint(objects.blueprint(services))
     app.register_blueprint(hooks.blueprint(services))
+    app.register_blueprint(exchange.blueprint(services))
     app.register_blueprint(openapi.blueprint())
     app.register_blueprint(health.blueprint(services))
     app.wsgi_app = observe.Watch(app.wsgi_app, services.metrics)  # type: ignore[method-assign]

@@ -12,16 +12,19 @@ worth asking again, `retry_after` says in how many seconds, as the header does.
 import json
 import logging
 import re
+from collections.abc import Mapping
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
 from registry.errors import (
     DatabaseUnavailable,
+    ExchangeRefused,
     Forbidden,
     InvalidLink,
     InvalidReceipt,
     InvalidRequest,
+    IssuerUnavailable,
     NotFound,
     ObjectCorrupt,
     ObjectMissing,
@@ -76,9 +79,11 @@ def code_of(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", words)
 
 
-def envelope(detail: str, code: str, retry_after: int | None = None) -> str:
+def envelope(
+    detail: str, code: str, retry_after: int | None = None, more: Mapping[str, str] | None = None
+) -> str:
     """The body of a failure."""
-    rest: dict[str, object] = {"code": code, "request_id": trace().request_id}
+    rest: dict[str, object] = {"code": code, "request_id": trace().request_id, **(more or {})}
     if retry_after is not None:
         rest["retry_after"] = retry_after
     body = _json({"detail": detail, **rest})
@@ -103,23 +108,28 @@ def _shortened(text: str, room: int) -> str:
     return text
 
 
+def answer(error: RegistryError, more: Mapping[str, str] | None = None) -> Response:
+    """The answer that tells of an error, with the headers that go with its kind.
+
+    `more` are fields that a dialect has in the body besides.
+    """
+    status, name = status_of(error), type(error).__name__
+    # For the line that the request will have in the log: there is one, and it says all.
+    seen = trace()
+    seen.refusal, seen.reason = name, _evidence(error)
+    again = error.retry_after if isinstance(error, Unavailable | TooManyRequests) else None
+    body = envelope(error.detail, code_of(name), again, more)
+    response = Response(body, status, mimetype="application/json")
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Token"
+    if again is not None:
+        response.headers["Retry-After"] = str(again)
+    return response
+
+
 def install(app: Flask) -> None:
     """Makes every failure of `app` an answer in this form, unmatched URLs included."""
-
-    @app.errorhandler(RegistryError)
-    def _registry_error(error: RegistryError) -> Response:
-        status, name = status_of(error), type(error).__name__
-        # For the line that the request will have in the log: there is one, and it says all.
-        seen = trace()
-        seen.refusal, seen.reason = name, _evidence(error)
-        again = error.retry_after if isinstance(error, Unavailable | TooManyRequests) else None
-        body = envelope(error.detail, code_of(name), again)
-        response = Response(body, status, mimetype="application/json")
-        if isinstance(error, Unauthenticated):
-            response.headers["WWW-Authenticate"] = "Token"
-        if again is not None:
-            response.headers["Retry-After"] = str(again)
-        return response
+    app.register_error_handler(RegistryError, answer)
 
     @app.errorhandler(HTTPException)
     def _http_exception(error: HTTPException) -> Response:
@@ -139,6 +149,10 @@ def install(app: Flask) -> None:
 
 
 def _evidence(error: RegistryError) -> str:
+    if isinstance(error, ExchangeRefused):
+        return f"{error.reason}: {error.problem}"
     if isinstance(error, Unauthenticated | InvalidLink):
         return error.reason
-    return error.problem if isinstance(error, DatabaseUnavailable) else error.detail
+    if isinstance(error, DatabaseUnavailable | IssuerUnavailable):
+        return error.problem
+    return error.detail

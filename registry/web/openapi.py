@@ -13,7 +13,9 @@ from flask import Blueprint, Response
 
 from registry.access import PREFIX
 from registry.domain import DIRNAME, LONGEST_NAME, NAME
+from registry.federation import LONGEST, REASONS
 from registry.storage.gateway import ROUTE
+from registry.web import exchange
 
 Json = dict[str, object]
 
@@ -57,6 +59,7 @@ def document() -> Json:
             "/api/model-registry/get-download-uris": {"get": _get_download_uris()},
             f"{ROUTE}{{token}}": {"parameters": [_LINK], "get": _object(), "head": _object_head()},
             "/hooks/{forge}": {"parameters": [_FORGE], "post": _hook()},
+            exchange.ROUTE: {"post": _exchange()},
             "/healthz": {"get": _healthz()},
             "/readyz": {"get": _readyz()},
             "/metrics": {"get": _metrics()},
@@ -99,6 +102,38 @@ def document() -> Json:
                         },
                     },
                     "required": ["detail", "code", "request_id"],
+                },
+                "TokenError": {
+                    "type": "object",
+                    "description": "As RFC 6749 has it, and one line for people.",
+                    "properties": {
+                        "error": {
+                            "enum": [
+                                "invalid_request",
+                                "invalid_scope",
+                                "unsupported_grant_type",
+                                "temporarily_unavailable",
+                            ]
+                        },
+                        "error_description": {
+                            "type": "string",
+                            "pattern": r"^[\x20-\x21\x23-\x5b\x5d-\x7e]+$",
+                        },
+                        "reason": {"enum": list(REASONS)},
+                    },
+                    "allOf": [{"$ref": "#/components/schemas/Error"}],
+                    "required": ["error", "error_description"],
+                },
+                "Issued": {
+                    "type": "object",
+                    "properties": {
+                        "access_token": {"type": "string", "pattern": f"^{PREFIX}"},
+                        "issued_token_type": {"const": f"{exchange.TOKEN_TYPES}access_token"},
+                        "token_type": {"const": "Bearer"},
+                        "expires_in": {"type": "integer", "minimum": 60, "maximum": 3600},
+                        "scope": {"type": "string"},
+                    },
+                    "required": ["access_token", "issued_token_type", "token_type", "expires_in"],
                 },
                 "Refresh": {
                     "type": "object",
@@ -346,6 +381,56 @@ def _hook() -> Json:
                     **_UNEXPECTED,
                 }
             ),
+        },
+    }
+
+
+def _exchange() -> Json:
+    def text(meaning: str, **limits: object) -> Json:
+        return {"type": "string", "description": meaning, **limits}
+
+    form: Json = {
+        "type": "object",
+        "properties": {
+            "grant_type": {"const": exchange.GRANT_TYPE},
+            "subject_token": text("The ID token.", minLength=1, maxLength=LONGEST),
+            "subject_token_type": {
+                "enum": [f"{exchange.TOKEN_TYPES}id_token", f"{exchange.TOKEN_TYPES}jwt"]
+            },
+            "requested_token_type": {"const": f"{exchange.TOKEN_TYPES}access_token"},
+            "scope": text("Of the scopes that the job is given, those that it needs."),
+        },
+        "required": ["grant_type", "subject_token", "subject_token_type"],
+    }
+    meanings = {
+        400: "The request is malformed, or asks for a scope that the job is not given.",
+        401: "The ID token does not hold, or no rule lets the job in: `reason` says why.",
+        413: "The form is larger than any ID token.",
+        429: "This address failed too often: again after `Retry-After` seconds.",
+        500: _UNEXPECTED[500],
+        503: "The issuer's keys, or the database, cannot be had now.",
+    }
+    token_error = {"content": _json("TokenError")}
+    return {
+        "operationId": "exchangeToken",
+        "summary": "A token for a CI job that has an ID token",
+        "description": "OAuth 2.0 Token Exchange, RFC 8693.",
+        "security": [],
+        "requestBody": {
+            "required": True,
+            "content": {"application/x-www-form-urlencoded": {"schema": form}},
+        },
+        "responses": {
+            "200": {
+                "description": "A token for an hour at most.",
+                "headers": {"Cache-Control": _header("It is a secret.", const="no-store")},
+                "content": _json("Issued"),
+            },
+            **{
+                # What Flask itself refuses is refused as everywhere.
+                status: failure if status in ("413", "500") else {**failure, **token_error}
+                for status, failure in _failures(meanings).items()
+            },
         },
     }
 

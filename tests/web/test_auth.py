@@ -9,7 +9,12 @@ FILES = {
     "dvc.yaml": artifacts(m="model.pkl"),
     "model.pkl.dvc": output("model.pkl", digest("1")),
 }
-PUBLIC = {"/healthz": 200, "/readyz": 200, "/objects/<token>": 403}
+PUBLIC = {
+    "/healthz": 200,
+    "/readyz": 200,
+    "/objects/<token>": 403,
+    "/api/v1/token/exchange": 400,
+}
 
 
 @pytest.fixture
