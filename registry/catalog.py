@@ -28,6 +28,7 @@ from registry.errors import (
     MirrorStale,
     NotFound,
     RepositoryNotFound,
+    RevisionNotFound,
     SettingsError,
 )
 from registry.repository import Repository, Snapshot
@@ -62,6 +63,15 @@ class Mirrored:
             with suppress(MirrorNotReady, MirrorStale):
                 return self.repository.snapshot(self.refresh, 0.0)
         return self.repository.snapshot(self.allowed(max_age), wait)
+
+    def at(self, revision: Revision, wait: float) -> Repository:
+        """The repository, with the revision there if it exists: what is known does, if it knows
+        it, for a revision never moves. Waits for Git for `wait` seconds, and once more.
+        """
+        self.repository.snapshot(math.inf, wait)
+        if not self.repository.contains(revision):
+            self.repository.snapshot(RECHECK, wait)
+        return self.repository
 
     def allowed(self, max_age: float | None) -> float:
         """The seconds by which an answer may lag behind, for who wants no more than `max_age`."""
@@ -98,6 +108,10 @@ class Repositories:
             raise RepositoryNotFound(spelling[:255])
         return self._by_name[seen[0]]
 
+    def named(self, principal: Principal, name: str) -> Mirrored | None:
+        """The repository of this very name, if the principal may see it."""
+        return self._by_name.get(name) if principal.may_see(name) else None
+
     def claimed(self, url: str) -> Mirrored | None:
         """The repository with this URL, however spelled, or this name; None for none or several.
         For whoever proves by other means that they may speak of it.
@@ -107,17 +121,14 @@ class Repositories:
 
     def at(self, principal: Principal, spelling: str, revision: Revision) -> Repository:
         """The same, as the source of a `dvc import`: with the revision there, if it exists."""
-        repository = self.open(principal, spelling).repository
-        repository.snapshot(math.inf, IMPORT_WAIT)  # what is there will do: a revision never moves
-        if not repository.contains(revision):
-            repository.snapshot(RECHECK, IMPORT_WAIT)
-        return repository
+        return self.open(principal, spelling).at(revision, IMPORT_WAIT)
 
 
 @dataclass(frozen=True)
 class Resolution:
     """What a selector means right now: an artifact at a revision of a repository.
 
+    `tag` is the name of the tag that decided, None where the selector itself names the revision.
     `checked` is the Unix time at which the origin was last seen to have these tags; `stale` says
     that this was longer ago than was allowed.
     """
@@ -126,7 +137,7 @@ class Resolution:
     selector: Selector
     revision: Revision
     version: str | None
-    tag: str
+    tag: str | None
     deprecated: bool
     checked: float
     stale: bool
@@ -139,6 +150,27 @@ class _Part:
     links: Links
     prefix: str
     entries: Collection[Entry]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Links to the files of a manifest, in its order, good until `expires`.
+
+    Iterating gives pairs of an entry and its URL, signed as they are asked for. That cannot fail
+    any more: what could be refused was refused before.
+    """
+
+    expires: datetime
+    parts: tuple[_Part, ...]
+
+    def __len__(self) -> int:
+        return sum(len(part.entries) for part in self.parts)
+
+    def __iter__(self) -> Iterator[tuple[Entry, str]]:
+        for part in self.parts:
+            sign, prefix = part.links.sign, part.prefix
+            for entry in part.entries:
+                yield entry, sign(prefix + entry.key, entry)
 
 
 @dataclass(frozen=True)
@@ -206,6 +238,8 @@ class Catalog:
         if not spelling:
             raise InvalidRequest("repo", "name the repository, for example repo=owner/name")
         mirrored = self._repositories.open(principal, spelling)
+        if selector.revision:
+            return self._at(mirrored, selector, selector.revision)
         begun, deadline = self._clock(), time.monotonic() + GIT_WAIT
         needed = begun - mirrored.allowed(max_age)
         snapshot = mirrored.snapshot(selector, max_age, GIT_WAIT)
@@ -230,6 +264,21 @@ class Catalog:
             stale=snapshot.checked < needed,
         )
 
+    def _at(self, mirrored: Mirrored, selector: Selector, revision: Revision) -> Resolution:
+        repository = mirrored.at(revision, GIT_WAIT / 2)
+        if not repository.contains(revision):
+            raise RevisionNotFound(revision)
+        return Resolution(
+            repository=repository,
+            selector=selector,
+            revision=revision,
+            version=None,
+            tag=None,
+            deprecated=False,
+            checked=repository.snapshot(math.inf, 0.0).checked,
+            stale=False,  # what cannot change is as true as ever
+        )
+
     def manifest(self, principal: Principal, resolution: Resolution) -> Manifest:
         """Every file behind the artifact. Raises NotFound, Unsignable, Unavailable."""
         return self._contents.manifest(
@@ -243,12 +292,16 @@ class Catalog:
         selector: Selector,
         max_age: float | None = None,
     ) -> Download:
-        """Links to every file of the artifact. Raises what `resolve` and `manifest` raise.
+        """Links to every file of the artifact. Raises what the three that it joins raise."""
+        resolution = self.resolve(principal, spelling, selector, max_age)
+        links = self.links(self.manifest(principal, resolution))
+        return Download(resolution, links.expires, links.parts)
+
+    def links(self, manifest: Manifest) -> Signed:
+        """Links to every file of a manifest of at least one. Raises Unsignable, Unavailable.
 
         All links of one location are signed with one set of credentials.
         """
-        resolution = self.resolve(principal, spelling, selector, max_age)
-        manifest = self.manifest(principal, resolution)
         now = datetime.fromtimestamp(self._clock(), timezone.utc)
         opened: dict[int, Links] = {}
         parts = []
@@ -257,8 +310,7 @@ class Catalog:
             if links is None:
                 links = opened[id(location)] = location.signer.links(now, self._lifetime)
             parts.append(_Part(links, prefix, entries))
-        expires = min(links.expires for links in opened.values())
-        return Download(resolution, expires, tuple(parts))
+        return Signed(min(links.expires for links in opened.values()), tuple(parts))
 
     def _located(self, manifest: Manifest) -> Iterator[tuple[Location, str, Collection[Entry]]]:
         """Entries with the location that may be signed for, and what precedes their keys there."""

@@ -103,7 +103,7 @@ class Contents:
             200_000, getsizeof=_size
         )
         self._manifests: LRUCache[tuple[str, str, str], Manifest] = LRUCache(
-            LARGEST_CACHE, getsizeof=_bytes_of
+            LARGEST_CACHE, getsizeof=weight_of
         )
 
     def manifest(
@@ -200,7 +200,8 @@ class Contents:
             else:
                 remote = project.remote_of(output)
                 entries = self._entries(place, output, remote, wanted)
-                yield Group(place.repository.name, remote.url, entries)
+                size = output.size if wanted == output.path else None
+                yield Group(place.repository.name, remote.url, entries, size=size)
 
     def _entries(
         self, place: _Place, output: Output, remote: Remote, wanted: RelPath
@@ -401,8 +402,10 @@ def _size(value: Sized) -> int:
     return 1 + len(value)
 
 
-def _bytes_of(manifest: Manifest) -> int:
-    """About what a manifest takes: objects for a file take half a kilobyte, its line does not."""
+def weight_of(manifest: Manifest) -> int:
+    """About how many bytes a manifest takes: objects for a file take half a kilobyte, its line
+    does not.
+    """
     return 500 + sum(
         len(group.entries.text) if isinstance(group.entries, Listing) else 500 * len(group.entries)
         for group in manifest.groups

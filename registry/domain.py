@@ -266,6 +266,13 @@ class Selector:
             return cls(selector.artifact)
         return selector
 
+    @property
+    def asked(self) -> dict[str, str]:
+        """The one parameter, besides the name, that `parse` reads as this again."""
+        if self.revision:
+            return {"rev": self.revision}
+        return {"stage": self.stage} if self.stage else {"version": self.version or "latest"}
+
 
 @dataclass(frozen=True, slots=True)
 class Digest:
@@ -378,13 +385,15 @@ class Entry:
 class Group:
     """The entries of a manifest that lie below one storage URL, on behalf of one repository.
 
-    `via` names the repositories that imports led through on the way to it.
+    `via` names the repositories that imports led through on the way to it. `size` is that of all
+    entries together, in bytes, where DVC records it for a directory as a whole.
     """
 
     repository: str
     storage: StorageUrl
     entries: Collection[Entry]
     via: tuple[str, ...] = ()
+    size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ RegistryError
  │    ├── ArtifactNotFound       no such artifact, or not declared at the revision
  │    ├── VersionNotFound        never registered, or deregistered
  │    ├── StageNotFound          nothing is assigned to it
+ │    ├── RevisionNotFound       the repository has no such commit
+ │    ├── ReceiptNotFound        never given out, or not for this principal: the two look alike
  │    ├── PathNotFound           neither DVC nor Git tracks it at the revision
  │    ├── EndpointNotFound       no such endpoint, or not by this method
  │    ├── ExperimentNotFound     never created, or not in the state that was asked for
@@ -324,6 +326,30 @@ class StageNotFound(NotFound):
     def detail(self) -> str:
         """Names the stage."""
         return f"No version of artifact {self.artifact!r} in stage {self.stage!r}: {self.problem}."
+
+
+@dataclass(eq=False)
+class RevisionNotFound(NotFound):
+    """The repository has no such commit, also after a look at its origin."""
+
+    revision: str
+
+    @property
+    def detail(self) -> str:
+        """Names the revision."""
+        return f"Revision {self.revision} not found: the repository has no such commit."
+
+
+@dataclass(eq=False)
+class ReceiptNotFound(NotFound):
+    """No receipt with this digest was given out to anybody who may see what the caller may."""
+
+    digest: str
+
+    @property
+    def detail(self) -> str:
+        """Says what to do: what a receipt is made from is in the question that gave it."""
+        return f"Receipt {self.digest} not found: resolve again, which gives a new one."
 
 
 @dataclass(eq=False)

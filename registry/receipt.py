@@ -51,6 +51,17 @@ _PARAMETERS = frozenset({"version", "stage", "rev"})
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a receipt is made from: the name of a repository, a question, and what it meant."""
+
+    repository: str
+    selector: Selector
+    revision: Revision
+    version: str | None
+    tag: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class ReceiptFile:
     """One file: where it lies in the repository, its MD5 as DVC records it, its size in bytes.
@@ -91,18 +102,6 @@ class Receipt:
     def name(self) -> str:
         """The artifact's full name."""
         return str(self.selector.artifact)
-
-    @property
-    def asked(self) -> dict[str, str]:
-        """The one parameter of a request that asks this again."""
-        selector = self.selector
-        if selector.revision:
-            return {"rev": selector.revision}
-        return (
-            {"stage": selector.stage}
-            if selector.stage
-            else {"version": selector.version or "latest"}
-        )
 
     @cached_property
     def digest(self) -> str:
@@ -207,7 +206,7 @@ class Receipt:
             "path": str(self.path),
             "repository": self.repository,
             "revision": self.revision,
-            "selector": self.asked,
+            "selector": self.selector.asked,
             "tag": self.tag,
             "total_size": self.total_size,
             "type": self.type,

@@ -20,6 +20,8 @@ from registry.domain import StorageUrl
 from registry.errors import SettingsError
 from registry.federation import Federation, Issuer, Rule
 from registry.federation.keys import KeySource
+from registry.issued import Issued
+from registry.ledger import Ledger
 from registry.limits import RateLimit
 from registry.metrics import Metrics
 from registry.repository import Repository
@@ -69,6 +71,8 @@ class Services:
     trusted_proxies: int
     data_dir: Path
     catalog: Catalog
+    issued: Issued
+    ledger: Ledger
     repositories: Repositories
     locations: tuple[Location, ...]
     grants: Grants
@@ -104,6 +108,7 @@ class Services:
             for index, item in enumerate(settings.repositories)
         )
         reader = Reader()
+        issued = Issued(settings.database, clock)
         contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
         return cls(
             access=Access(settings.database, settings.secret_keys, clock),
@@ -123,6 +128,8 @@ class Services:
             trusted_proxies=settings.trusted_proxies,
             data_dir=settings.data_dir.absolute(),
             catalog=Catalog(repositories, contents, grants, settings.link_lifetime, clock),
+            issued=issued,
+            ledger=Ledger(repositories, contents, issued),
             repositories=repositories,
             locations=locations,
             grants=grants,
@@ -150,6 +157,7 @@ class Services:
             self._tracking.close()
             self.federation.close()
             self.audit.close()
+            self.issued.close()
             self.access.close()
 
 

@@ -67,6 +67,7 @@ class Registry:
         self.services = Services.of(self.settings, self.clock)
         self.services.access.create_tables()
         self.services.audit.create_tables()
+        self.services.issued.create_tables()
         self.app = create_app(self.services)
         self.client = self.app.test_client()
         self.everything = self.token()

@@ -8,6 +8,7 @@ import click
 from registry.access import Access
 from registry.audit import AuditLog
 from registry.errors import SettingsError
+from registry.issued import Issued
 from registry.services import Services
 from registry.settings import DEFAULT_FILE, Settings
 
@@ -63,3 +64,11 @@ def audit_of(settings: Settings) -> AuditLog:
     click.get_current_context().call_on_close(audit.close)
     audit.create_tables()
     return audit
+
+
+def issued_of(settings: Settings) -> Issued:
+    make_data_dir(settings)
+    issued = Issued(settings.database)
+    click.get_current_context().call_on_close(issued.close)
+    issued.create_tables()
+    return issued

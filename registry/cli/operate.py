@@ -21,6 +21,7 @@ from registry.cli.opened import (
     access_of,
     audit_of,
     config_option,
+    issued_of,
     services_of,
     upgrade_tracking,
 )
@@ -44,6 +45,7 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
     access_of(settings)
     audit_of(settings)
     upgrade_tracking(settings)
+    issued_of(settings)
     command = gunicorn_command(host, port, workers)
     os.execve(command[0], command, _environment(config))  # noqa: S606 no shell on purpose
 

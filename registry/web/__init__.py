@@ -4,7 +4,18 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from registry.services import Services
-from registry.web import auth, errors, exchange, health, hooks, objects, observe, openapi, studio
+from registry.web import (
+    auth,
+    errors,
+    exchange,
+    health,
+    hooks,
+    objects,
+    observe,
+    openapi,
+    registry,
+    studio,
+)
 
 __all__ = ["create_app"]
 
@@ -15,6 +26,7 @@ def create_app(services: Services) -> Flask:
     errors.install(app)
     auth.install(app, services)
     app.register_blueprint(studio.blueprint(services))
+    app.register_blueprint(registry.blueprint(services))
     app.register_blueprint(objects.blueprint(services))
     app.register_blueprint(hooks.blueprint(services))
     app.register_blueprint(exchange.blueprint(services))

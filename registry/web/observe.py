@@ -19,8 +19,7 @@ from flask import request
 
 from registry import logs
 from registry.audit import Event
-from registry.catalog import Resolution
-from registry.domain import Principal, canonical_repository
+from registry.domain import Principal, Revision, canonical_repository
 from registry.errors import RegistryError
 from registry.limits import Quota
 from registry.metrics import Metrics
@@ -156,14 +155,13 @@ class Record:
             repository = logs.redact(canonical_repository(self._repository) or "")[:_LONGEST]
             self._write(repository, "refused", type(error).__name__)
 
-    def granted(self, resolution: Resolution, files: int) -> None:
+    def granted(self, repository: str, revision: Revision, version: str | None, files: int) -> None:
         """Writes a row for an answer with links to `files` files, before it is sent.
 
         Raises DatabaseUnavailable where rows are required.
         """
-        name = resolution.repository.name
-        self._write(name, "granted", None, resolution.revision, resolution.version, files)
-        self._services.metrics.signed(name, files)
+        self._write(repository, "granted", None, revision, version, files)
+        self._services.metrics.signed(repository, files)
         self._services.metrics.cached(self._services.contents.sizes())
 
     def _write(

@@ -7,29 +7,26 @@ service, not even what it could be asked, and nobody without one can do anything
 """
 
 import json
-from collections.abc import Mapping
 
 from flask import Blueprint, Response
 
 from registry.access import PREFIX
-from registry.domain import DIRNAME, LONGEST_NAME, NAME
+from registry.domain import LONGEST_NAME
 from registry.federation import LONGEST, REASONS
 from registry.storage.gateway import ROUTE
-from registry.web import exchange
-
-Json = dict[str, object]
-
-_NAME_OF_ARTIFACT = rf"^(?:(?:{DIRNAME})?:)?{NAME}$"
-
-_UNEXPECTED = {500: "A mistake of the service, which is in its log."}
-_TOKEN_FAILS = {
-    401: "No token, or one that does not hold. The same answer for every reason.",
-    429: "The token asked too often: again after `Retry-After` seconds.",
-}
-_UNAVAILABLE = {
-    502: "The Git origin or the store does not answer, or answers nonsense.",
-    503: "Not yet, or not now: ask again after `Retry-After` seconds.",
-}
+from registry.web import exchange, registry
+from registry.web.describe import (
+    FAILURE_HEADERS,
+    NAME_OF_ARTIFACT,
+    TOKEN_FAILS,
+    UNAVAILABLE,
+    UNEXPECTED,
+    Json,
+    content,
+    failures,
+    header,
+    query,
+)
 
 
 def blueprint() -> Blueprint:
@@ -64,6 +61,7 @@ def document() -> Json:
             "/readyz": {"get": _readyz()},
             "/metrics": {"get": _metrics()},
             "/api/openapi.json": {"get": _openapi()},
+            **registry.paths(),
         },
         "components": {
             "securitySchemes": {
@@ -135,6 +133,7 @@ def document() -> Json:
                     },
                     "required": ["access_token", "issued_token_type", "token_type", "expires_in"],
                 },
+                **registry.schemas(),
                 "Refresh": {
                     "type": "object",
                     "properties": {
@@ -174,33 +173,33 @@ def _get_download_uris() -> Json:
         "summary": "Links to the files of an artifact",
         "description": "Of the version or the stage that is named, or else of the latest version.",
         "parameters": [
-            _query(
+            query(
                 "repo",
                 "The name of a configured repository, its URL in any spelling, or an alias.",
                 {"minLength": 1},
                 "team/models",
             ),
-            _query(
+            query(
                 "name",
                 "The artifact: `name`, or `directory:name` for that of another dvc.yaml.",
-                {"minLength": 1, "maxLength": LONGEST_NAME, "pattern": _NAME_OF_ARTIFACT},
+                {"minLength": 1, "maxLength": LONGEST_NAME, "pattern": NAME_OF_ARTIFACT},
                 "classifier",
             ),
-            _query(
+            query(
                 "version",
                 "A registered version. Empty, `latest` and `greatest` mean none.",
                 {"maxLength": LONGEST_NAME},
                 "v1.0.0",
                 required=False,
             ),
-            _query(
+            query(
                 "stage",
                 "A stage. Excludes `version`; empty means none.",
                 {"maxLength": LONGEST_NAME},
                 "prod",
                 required=False,
             ),
-            _query(
+            query(
                 "max_age",
                 "Seconds that the last look at the origin may be old; empty: as configured. "
                 "`Cache-Control: no-cache` means 0.",
@@ -213,39 +212,37 @@ def _get_download_uris() -> Json:
             "200": {
                 "description": "Every file, in the order of DVC's manifest.",
                 "headers": {
-                    "X-Registry-Revision": _header(
+                    "X-Registry-Revision": header(
                         "The full commit id.", pattern="^[0-9a-f]{40}([0-9a-f]{24})?$"
                     ),
-                    "X-Registry-Tag": _header("The tag that decided."),
-                    "X-Registry-Expires": _header(
+                    "X-Registry-Tag": header("The tag that decided."),
+                    "X-Registry-Expires": header(
                         "When the first of the links ends.", format="date-time"
                     ),
-                    "X-Registry-Mirror-Age": _header(
+                    "X-Registry-Mirror-Age": header(
                         "Seconds since the origin was last seen to have these tags.",
                         pattern="^[0-9]+$",
                     ),
-                    "X-Registry-Version": _header(
+                    "X-Registry-Version": header(
                         "The version; absent for a stage on a commit without one.", required=False
                     ),
-                    "X-Registry-Deprecated": _header(
+                    "X-Registry-Deprecated": header(
                         "Present when the artifact is deprecated.", required=False, const="true"
                     ),
-                    "Cache-Control": _header(
-                        "Links are for one caller.", const="private, no-store"
-                    ),
+                    "Cache-Control": header("Links are for one caller.", const="private, no-store"),
                 },
-                "content": _json("Links"),
+                "content": content("Links"),
             },
-            **_failures(
+            **failures(
                 {
                     400: "A parameter is missing or malformed, or excludes another.",
-                    **_TOKEN_FAILS,
+                    **TOKEN_FAILS,
                     403: "The token lacks the scope `models:read`.",
                     404: "No such repository for this token, artifact, version, stage or path.",
                     422: "Found, but no link can be given: not granted, not pushed, or hostile.",
                     424: "The object that lists the directory is missing in its store.",
-                    **_UNEXPECTED,
-                    **_UNAVAILABLE,
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
                 }
             ),
         },
@@ -264,10 +261,10 @@ _LINK: Json = {
 def _object() -> Json:
     whole: Json = {"application/octet-stream": {}}
     headers = {
-        "Content-Disposition": _header("Always a download.", pattern="^attachment; "),
-        "ETag": _header("The MD5 of the object, where DVC records it.", required=False),
-        "Accept-Ranges": _header("One range of bytes can be asked for.", const="bytes"),
-        "Cache-Control": _header("The link is a capability.", const="private, no-store"),
+        "Content-Disposition": header("Always a download.", pattern="^attachment; "),
+        "ETag": header("The MD5 of the object, where DVC records it.", required=False),
+        "Accept-Ranges": header("One range of bytes can be asked for.", const="bytes"),
+        "Cache-Control": header("The link is a capability.", const="private, no-store"),
     }
     return {
         "operationId": "getObject",
@@ -292,21 +289,21 @@ def _object() -> Json:
                 "description": "The range of it that was asked for.",
                 "headers": {
                     **headers,
-                    "Content-Range": _header("Which.", pattern="^bytes [0-9]+-[0-9]+/[0-9]+$"),
+                    "Content-Range": header("Which.", pattern="^bytes [0-9]+-[0-9]+/[0-9]+$"),
                 },
                 "content": whole,
             },
             "304": {"description": "The client has it.", "headers": headers},
             "416": {
                 "description": "The range begins beyond the end.",
-                "headers": {**headers, "Content-Range": _header("`bytes */size`.")},
+                "headers": {**headers, "Content-Range": header("`bytes */size`.")},
             },
-            **_failures(
+            **failures(
                 {
                     403: "The link was changed, has ended, or is no longer granted.",
                     424: "The object is missing in its store.",
-                    **_UNEXPECTED,
-                    **_UNAVAILABLE,
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
                 }
             ),
         },
@@ -362,7 +359,7 @@ def _hook() -> Json:
         "description": "The secret, or a signature of the body made with it, is in a header.",
         "security": [],
         "parameters": [
-            _query(
+            query(
                 "repo",
                 "The repository; otherwise the one whose URL the payload holds.",
                 {},
@@ -372,13 +369,13 @@ def _hook() -> Json:
         ],
         "requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}},
         "responses": {
-            "200": {"description": "GitHub's ping.", "content": _json("Refresh")},
-            "202": {"description": "The look has begun.", "content": _json("Refresh")},
-            **_failures(
+            "200": {"description": "GitHub's ping.", "content": content("Refresh")},
+            "202": {"description": "The look has begun.", "content": content("Refresh")},
+            **failures(
                 {
                     401: "Nothing is proven. The same answer for every reason.",
                     413: "The payload is larger than any that a forge sends.",
-                    **_UNEXPECTED,
+                    **UNEXPECTED,
                 }
             ),
         },
@@ -407,10 +404,10 @@ def _exchange() -> Json:
         401: "The ID token does not hold, or no rule lets the job in: `reason` says why.",
         413: "The form is larger than any ID token.",
         429: "This address failed too often: again after `Retry-After` seconds.",
-        500: _UNEXPECTED[500],
+        500: UNEXPECTED[500],
         503: "The issuer's keys, or the database, cannot be had now.",
     }
-    token_error = {"content": _json("TokenError")}
+    token_error = {"content": content("TokenError")}
     return {
         "operationId": "exchangeToken",
         "summary": "A token for a CI job that has an ID token",
@@ -423,13 +420,13 @@ def _exchange() -> Json:
         "responses": {
             "200": {
                 "description": "A token for an hour at most.",
-                "headers": {"Cache-Control": _header("It is a secret.", const="no-store")},
-                "content": _json("Issued"),
+                "headers": {"Cache-Control": header("It is a secret.", const="no-store")},
+                "content": content("Issued"),
             },
             **{
                 # What Flask itself refuses is refused as everywhere.
                 status: failure if status in ("413", "500") else {**failure, **token_error}
-                for status, failure in _failures(meanings).items()
+                for status, failure in failures(meanings).items()
             },
         },
     }
@@ -442,13 +439,13 @@ def _readyz() -> Json:
         "description": "With a token, also the repositories and locations that it covers.",
         "security": [{}, {"token": []}],
         "responses": {
-            "200": {"description": "It can.", "content": _json("State")},
+            "200": {"description": "It can.", "content": content("State")},
             "503": {
                 "description": "It cannot: its database, disk or clock is at fault.",
-                "headers": _FAILURE_HEADERS[503],
-                "content": _json("State"),
+                "headers": FAILURE_HEADERS[503],
+                "content": content("State"),
             },
-            **_failures({429: _TOKEN_FAILS[429], **_UNEXPECTED}),
+            **failures({429: TOKEN_FAILS[429], **UNEXPECTED}),
         },
     }
 
@@ -460,12 +457,12 @@ def _metrics() -> Json:
         "description": "Needs the scope `metrics:read`, unless the operator made it public.",
         "responses": {
             "200": {"description": "Prometheus' text format.", "content": {"text/plain": {}}},
-            **_failures(
+            **failures(
                 {
-                    **_TOKEN_FAILS,
+                    **TOKEN_FAILS,
                     403: "The token lacks the scope `metrics:read`.",
-                    **_UNEXPECTED,
-                    503: _UNAVAILABLE[503],
+                    **UNEXPECTED,
+                    503: UNAVAILABLE[503],
                 }
             ),
         },
@@ -481,50 +478,6 @@ def _openapi() -> Json:
                 "description": "OpenAPI 3.1.",
                 "content": {"application/json": {"schema": {"type": "object"}}},
             },
-            **_failures({**_TOKEN_FAILS, **_UNEXPECTED, 503: _UNAVAILABLE[503]}),
+            **failures({**TOKEN_FAILS, **UNEXPECTED, 503: UNAVAILABLE[503]}),
         },
     }
-
-
-def _query(name: str, meaning: str, limits: Json, example: str, *, required: bool = True) -> Json:
-    return {
-        "name": name,
-        "in": "query",
-        "required": required,
-        "description": meaning,
-        "schema": {"type": "string", **limits},
-        "example": example,
-    }
-
-
-def _header(meaning: str, *, required: bool = True, **limits: str) -> Json:
-    return {
-        "description": meaning,
-        "required": required,
-        "schema": {"type": "string", **limits},
-    }
-
-
-def _failures(meanings: Mapping[int, str]) -> dict[str, Json]:
-    """Status -> answer, with the body that all failures have and the headers that go with some."""
-    return {
-        str(status): {
-            "description": meaning,
-            "headers": _FAILURE_HEADERS.get(status, {}),
-            "content": _json("Error"),
-        }
-        for status, meaning in meanings.items()
-    }
-
-
-_FAILURE_HEADERS: dict[int, Json] = {
-    401: {"WWW-Authenticate": _header("The scheme to use.", const="Token")},
-    429: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
-    500: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
-    502: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
-    503: {"Retry-After": _header("Seconds.", pattern="^[0-9]+$")},
-}
-
-
-def _json(schema: str) -> Json:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}

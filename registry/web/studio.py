@@ -49,7 +49,8 @@ def blueprint(services: Services) -> Blueprint:
             download = services.catalog.download_uris(
                 asks, asked.repository, selector, _max_age(asked)
             )
-        record.granted(download.resolution, len(download))
+        found = download.resolution
+        record.granted(found.repository.name, found.revision, found.version, len(download))
         trace().headers += _headers(download, services.clock())
         body = _json(download.uris) if len(download) <= LARGEST_WHOLE else _streamed(download)
         return Response(body, mimetype="application/json")
@@ -80,7 +81,7 @@ def _headers(download: Download, now: float) -> Iterator[tuple[str, str]]:
     resolution = download.resolution
     yield "Cache-Control", "private, no-store"
     yield "X-Registry-Revision", resolution.revision
-    yield "X-Registry-Tag", resolution.tag
+    yield "X-Registry-Tag", resolution.tag or ""
     yield "X-Registry-Expires", _timestamp(download.expires)
     yield "X-Registry-Mirror-Age", str(max(0, int(now - resolution.checked)))
     if resolution.stale:

@@ -1,0 +1,82 @@
+"""The parameters of a request. One that is misspelled is refused, and not overlooked: `verison=v1`
+would mean the latest version.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from urllib.parse import parse_qsl
+
+from flask import request
+
+from registry.domain import Selector
+from registry.errors import InvalidRequest
+
+SELECTOR = frozenset({"repo", "name", "version", "stage", "rev"})
+"""The parameters that select a version of an artifact in a repository."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def arguments(allowed: frozenset[str]) -> Mapping[str, str]:
+    """The parameters of the request; one that is empty counts as absent. Raises InvalidRequest."""
+    return parsed(request.environ.get("QUERY_STRING", ""), allowed)
+
+
+@lru_cache(512)  # a service is asked few questions, and each of them again and again
+def parsed(query: str, allowed: frozenset[str]) -> Mapping[str, str]:
+    """The parameters of a query string, of which WSGI makes a text by Latin-1. Raises
+    InvalidRequest for one that is not allowed, or stands twice.
+    """
+    text = query.encode("latin-1").decode(errors="replace")
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise InvalidRequest("query", "more parameters than there are") from None
+    found = dict(pairs)
+    for name in found:
+        if name not in allowed:
+            known = ", ".join(sorted(allowed))
+            raise InvalidRequest(name[:50], f"no such parameter; allowed are {known}")
+    if len(found) != len(pairs):
+        raise InvalidRequest("query", "a parameter is given twice")
+    return {name: value for name, value in found.items() if value}
+
+
+def selector_of(given: Mapping[str, str]) -> Selector:
+    """The selector that the parameters name. Raises InvalidRequest."""
+    return Selector.parse(
+        given.get("name", ""),
+        given.get("version", ""),
+        given.get("stage", ""),
+        given.get("rev", ""),
+    )
+
+
+def number_of(given: Mapping[str, str], name: str, most: int | None = None) -> int | None:
+    """A parameter that is a whole number, up to `most`; None when it is absent. Raises
+    InvalidRequest.
+    """
+    text = given.get(name)
+    if text is None:
+        return None
+    number = int(text) if _NUMBER.fullmatch(text) else -1
+    if number < 0 or (most is not None and not 1 <= number <= most):
+        limits = "" if most is None else f" from 1 to {most}"
+        raise InvalidRequest(name, f"a whole number{limits}")
+    return number
+
+
+def max_age_of(given: Mapping[str, str]) -> int | None:
+    """The age in seconds that the answer may have, if the client says so. Raises InvalidRequest."""
+    age = number_of(given, "max_age")
+    if "HTTP_CACHE_CONTROL" in request.environ and request.cache_control.no_cache:
+        return 0
+    return age
+
+
+def preferred(*types: str) -> str:
+    """Which of these types the client wants, the first one when it has no preference."""
+    accept = request.environ.get("HTTP_ACCEPT", "")
+    if "text/" not in accept:
+        return types[0]
+    return request.accept_mimetypes.best_match(types, types[0]) or types[0]

@@ -1,0 +1,258 @@
+"""The dialect's part of the OpenAPI document."""
+
+from registry.domain import LONGEST_NAME
+from registry.web.describe import (
+    NAME_OF_ARTIFACT,
+    TOKEN_FAILS,
+    UNAVAILABLE,
+    UNEXPECTED,
+    Json,
+    content,
+    failures,
+    header,
+    query,
+)
+from registry.web.registry.receipts import ARIA2, CURL, LONGEST_PAGE, PLAIN
+
+_DIGEST: Json = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_REVISION: Json = {"type": "string", "pattern": "^[0-9a-f]{40}([0-9a-f]{24})?$"}
+_TEXT: Json = {"type": "string"}
+_NULLABLE: Json = {"type": ["string", "null"]}
+_SIZE: Json = {"type": ["integer", "null"], "minimum": 0, "description": "Bytes."}
+_MD5: Json = {"type": ["string", "null"], "pattern": "^[0-9a-f]{32}$"}
+_PATH: Json = {"type": "string", "minLength": 1, "description": "In the repository."}
+
+_NO_SCOPE = {403: "The token lacks the scope `models:read`."}
+_INVALID = {400: "A parameter is missing, malformed, unknown, or excludes another."}
+_NOT_SIGNABLE = {
+    422: "Found, but not to be had: not granted, tracked by Git, or hostile.",
+    424: "The store does not have an object that DVC's files promise: `dvc push`.",
+}
+
+
+def paths() -> dict[str, Json]:
+    """The routes of the dialect."""
+    return {
+        "/api/v1/resolve": {"get": _resolve()},
+        "/api/v1/urls": {"get": _urls()},
+        "/api/v1/md5sums": {"get": _md5sums()},
+    }
+
+
+def schemas() -> dict[str, Json]:
+    """The bodies of its answers."""
+    file = {"path": _PATH, "md5": _MD5, "size": _SIZE}
+    return {
+        "Receipt": _object(
+            "What a selector meant, to the last file; RFC 8785 JSON without links and time.",
+            {
+                "repository": _TEXT,
+                "name": _TEXT,
+                "selector": {
+                    "description": "The parameter that chose.",
+                    "oneOf": [
+                        _object("", {"version": _TEXT}),
+                        _object("", {"stage": _TEXT}),
+                        _object("", {"rev": _REVISION}),
+                    ],
+                },
+                "version": _NULLABLE,
+                "revision": _REVISION,
+                "tag": {**_NULLABLE, "description": "The tag that decided; null for a `rev`."},
+                "path": {"type": "string", "description": "In the repository, or a URL."},
+                "type": _NULLABLE,
+                "labels": {"type": "array", "items": _TEXT},
+                "description": _NULLABLE,
+                "meta": {"description": "Whatever the dvc.yaml says under `meta`."},
+                "files": {"type": "array", "items": _object("", file)},
+                "total_size": _SIZE,
+                "digest": {**_DIGEST, "description": "SHA-256 of all the rest."},
+            },
+        ),
+        "Urls": _object(
+            "Links to the files of a receipt, in its order.",
+            {
+                "receipt": _DIGEST,
+                "expires": {"type": "string", "format": "date-time"},
+                "next": {
+                    "type": ["integer", "null"],
+                    "description": "The `after` of the next page; null on the last.",
+                },
+                "files": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": _object("", {**file, "url": {"type": "string", "format": "uri"}}),
+                },
+            },
+        ),
+    }
+
+
+def _object(meaning: str, properties: dict[str, Json]) -> Json:
+    described: Json = {"description": meaning} if meaning else {}
+    return {
+        "type": "object",
+        **described,
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _optional(name: str, meaning: str, limits: Json, example: str) -> Json:
+    return query(name, meaning, limits, example, required=False)
+
+
+_RECEIPT = query("receipt", "The digest of a receipt.", {"pattern": _DIGEST["pattern"]}, "0" * 64)
+
+
+def _resolve() -> Json:
+    changing = header(
+        "A year for a `rev` or a `receipt`; anything else is to be asked for again.",
+        pattern="^private, (no-cache|max-age=31536000, immutable)$",
+    )
+    headers: Json = {
+        "ETag": header("The digest of the receipt.", pattern='^"[0-9a-f]{64}(-text)?"$'),
+        "Cache-Control": changing,
+        "X-Registry-Mirror-Age": header(
+            "Seconds since the origin was last seen to have these tags; absent for a `receipt`.",
+            required=False,
+            pattern="^[0-9]+$",
+        ),
+        "X-Registry-Deprecated": header(
+            "Present when the artifact is deprecated.", required=False, const="true"
+        ),
+    }
+    return {
+        "operationId": "resolve",
+        "summary": "What a selector means: a receipt",
+        "description": (
+            "Of the version, stage or revision that is named, or else of the latest version. Or of "
+            "a receipt that was given before, by its digest alone."
+        ),
+        "parameters": [
+            _optional("repo", "A repository, by its name, URL or alias.", {}, "team/models"),
+            _optional(
+                "name",
+                "The artifact: `name`, or `directory:name`.",
+                {"maxLength": LONGEST_NAME, "pattern": NAME_OF_ARTIFACT},
+                "classifier",
+            ),
+            _optional("version", "A registered version.", {"maxLength": LONGEST_NAME}, "v1.0.0"),
+            _optional("stage", "A stage.", {"maxLength": LONGEST_NAME}, "prod"),
+            _optional("rev", "A full commit id.", {"pattern": _REVISION["pattern"]}, "0" * 40),
+            _optional("receipt", "A digest, alone.", {"pattern": _DIGEST["pattern"]}, "0" * 64),
+            _optional(
+                "max_age",
+                "Seconds that the last look at the origin may be old. "
+                "`Cache-Control: no-cache` means 0.",
+                {"pattern": "^[0-9]{1,9}$"},
+                "0",
+            ),
+            {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "The ETag of the receipt that the client has.",
+                "schema": _TEXT,
+            },
+        ],
+        "responses": {
+            "200": {
+                "description": "The receipt; `Accept: text/plain` shows it to people.",
+                "headers": headers,
+                "content": {**content("Receipt"), PLAIN: {}},
+            },
+            "304": {"description": "The client has it.", "headers": headers},
+            **failures(
+                {
+                    **_INVALID,
+                    **TOKEN_FAILS,
+                    **_NO_SCOPE,
+                    404: "No such repository for this token, artifact, version, stage, revision, "
+                    "receipt or path.",
+                    **_NOT_SIGNABLE,
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
+                }
+            ),
+        },
+    }
+
+
+def _urls() -> Json:
+    return {
+        "operationId": "urls",
+        "summary": "Fresh links to the files of a receipt",
+        "description": "Never resolved again: a stage that moved meanwhile changes nothing.",
+        "parameters": [
+            _RECEIPT,
+            _optional(
+                "path",
+                "Only files whose path matches; `*` stands for any characters.",
+                {"maxLength": 1024},
+                "*.bin",
+            ),
+            _optional(
+                "after", "Without this many files of the receipt.", {"pattern": "^[0-9]{1,9}$"}, "0"
+            ),
+            _optional(
+                "limit",
+                f"Files of a page, at most {LONGEST_PAGE}; otherwise all.",
+                {"pattern": "^[1-9][0-9]{0,3}$"},
+                "1000",
+            ),
+        ],
+        "responses": {
+            "200": {
+                "description": "Links, as JSON or as programs read them that download.",
+                "headers": {
+                    "Cache-Control": header("For one caller.", const="private, no-store"),
+                    "X-Registry-Expires": header(
+                        "When the first of the links ends.", format="date-time"
+                    ),
+                    "X-Registry-Next": header(
+                        "The `after` of the next page.", required=False, pattern="^[0-9]+$"
+                    ),
+                },
+                "content": {**content("Urls"), CURL: {}, ARIA2: {}},
+            },
+            **failures(
+                {
+                    **_INVALID,
+                    **TOKEN_FAILS,
+                    **_NO_SCOPE,
+                    404: "No such receipt for this token, or none of its files matches.",
+                    **_NOT_SIGNABLE,
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
+                }
+            ),
+        },
+    }
+
+
+def _md5sums() -> Json:
+    return {
+        "operationId": "md5sums",
+        "summary": "What `md5sum --check` reads",
+        "parameters": [_RECEIPT],
+        "responses": {
+            "200": {
+                "description": "A line for every file of the receipt.",
+                "headers": {"Cache-Control": header("It cannot change.", pattern="immutable$")},
+                "content": {PLAIN: {}},
+            },
+            **failures(
+                {
+                    **_INVALID,
+                    **TOKEN_FAILS,
+                    **_NO_SCOPE,
+                    404: "No such receipt for this token.",
+                    422: "DVC records no MD5 of one of the files.",
+                    424: _NOT_SIGNABLE[424],
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
+                }
+            ),
+        },
+    }

@@ -1,0 +1,176 @@
+"""Receipts and what they stand for: links and checksums."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+
+from flask import Blueprint, Response, request
+
+from registry import access
+from registry.catalog import Resolution, Signed
+from registry.domain import Entry
+from registry.errors import InvalidRequest
+from registry.receipt import Receipt
+from registry.services import Services
+from registry.web.auth import principal
+from registry.web.observe import Record, trace
+from registry.web.registry import formats
+from registry.web.registry.asked import (
+    SELECTOR,
+    arguments,
+    max_age_of,
+    number_of,
+    preferred,
+    selector_of,
+)
+
+JSON, PLAIN = "application/json", "text/plain"
+CURL, ARIA2 = "text/x-curl-config", "text/x-aria2"
+
+LONGEST_PAGE = 10_000
+"""Files of the largest page of links that can be asked for; without a limit all of them come."""
+_LONGEST_PATTERN = 1024
+_PARTS = 200
+"""Files that go into one part of a streamed answer."""
+
+_IMMUTABLE = "private, max-age=31536000, immutable"
+_CHANGING = "private, no-cache"
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+_RESOLVE = SELECTOR | {"receipt", "max_age"}
+_URLS = frozenset({"receipt", "path", "after", "limit"})
+_MD5SUMS = frozenset({"receipt"})
+
+
+def add_to(routes: Blueprint, services: Services) -> None:
+    """Adds the routes of this module."""
+
+    @routes.get("/resolve")
+    def resolve() -> Response:
+        given, asks = arguments(_RESOLVE), principal()
+        access.require(asks, "models:read")
+        if "receipt" in given:
+            if len(given) > 1:
+                raise InvalidRequest("receipt", "a receipt alone says everything")
+            return _receipt(services.ledger.recall(asks, given["receipt"]).receipt, _IMMUTABLE)
+        selector = selector_of(given)
+        resolution = services.catalog.resolve(
+            asks, given.get("repo", ""), selector, max_age_of(given)
+        )
+        trace().headers += _freshness(resolution, services.clock())
+        receipt = services.ledger.receipt(asks, resolution).receipt
+        return _receipt(receipt, _IMMUTABLE if selector.revision else _CHANGING)
+
+    @routes.get("/urls")
+    def urls() -> Response:
+        given, asks = arguments(_URLS), principal()
+        digest = given.get("receipt", "")
+        with Record(services, "", f"receipt:{digest}", "", "").refusals():
+            access.require(asks, "models:read")
+            found = services.ledger.recall(asks, digest)
+            manifest, following = found.page(
+                _pattern(given), number_of(given, "after") or 0, _limit(given)
+            )
+            wanted = preferred(JSON, CURL, ARIA2)
+            if wanted == ARIA2:
+                formats.check_for_aria2(
+                    entry for group in manifest.groups for entry in group.entries
+                )
+            links = services.catalog.links(manifest)
+        receipt = found.receipt
+        _record(services, receipt).granted(
+            receipt.repository, receipt.revision, receipt.version, len(links)
+        )
+        return _links(receipt, links, following, wanted)
+
+    @routes.get("/md5sums")
+    def md5sums() -> Response:
+        given, asks = arguments(_MD5SUMS), principal()
+        access.require(asks, "models:read")
+        receipt = services.ledger.recall(asks, given.get("receipt", "")).receipt
+        lines = receipt.md5sums()
+        trace().headers += [("Cache-Control", _IMMUTABLE), ("Vary", "Authorization")]
+        return Response(_joined(lines, len(receipt.files)), mimetype=PLAIN)
+
+
+def _receipt(receipt: Receipt, cache_control: str) -> Response:
+    """A receipt, unless the client has it."""
+    wanted = preferred(JSON, PLAIN)
+    etag = f'"{receipt.digest}"' if wanted == JSON else f'"{receipt.digest}-text"'
+    trace().headers += [
+        ("ETag", etag),
+        ("Cache-Control", cache_control),
+        ("Vary", "Authorization, Accept"),
+    ]
+    has = request.environ.get("HTTP_IF_NONE_MATCH")
+    if has and (has == etag or request.if_none_match.contains_weak(etag.strip('"'))):
+        return Response(status=304)
+    if wanted == PLAIN:
+        return Response("".join(formats.plain(receipt)), mimetype=PLAIN)
+    parts = (part.decode() for part in receipt.parts())
+    return Response(_joined(parts, len(receipt.files)), mimetype=JSON)
+
+
+def _freshness(resolution: Resolution, now: float) -> Iterator[tuple[str, str]]:
+    yield "X-Registry-Mirror-Age", str(max(0, int(now - resolution.checked)))
+    if resolution.stale:
+        yield "Warning", '110 - "Response is Stale"'  # RFC 7234, section 5.5.1
+    if resolution.deprecated:
+        yield "X-Registry-Deprecated", "true"
+
+
+def _pattern(given: Mapping[str, str]) -> str:
+    pattern = given.get("path", "")
+    if len(pattern) > _LONGEST_PATTERN:
+        raise InvalidRequest("path", f"longer than {_LONGEST_PATTERN} characters")
+    return pattern
+
+
+def _limit(given: Mapping[str, str]) -> int | None:
+    return number_of(given, "limit", LONGEST_PAGE)
+
+
+def _record(services: Services, receipt: Receipt) -> Record:
+    selector = receipt.selector
+    spelled = f"receipt:{receipt.digest} {receipt.name}"
+    version = selector.version or selector.revision or ""
+    return Record(services, receipt.repository, spelled, version, selector.stage or "")
+
+
+def _links(receipt: Receipt, links: Signed, following: int | None, wanted: str) -> Response:
+    expires = f"{links.expires:%Y-%m-%dT%H:%M:%SZ}"
+    trace().headers += [
+        ("Cache-Control", "private, no-store"),
+        ("X-Registry-Expires", expires),
+    ]
+    if following is not None:
+        trace().headers.append(("X-Registry-Next", str(following)))
+    if wanted == CURL:
+        return Response(
+            _joined(formats.curl_config(links, links.expires), len(links)), mimetype=CURL
+        )
+    if wanted == ARIA2:
+        return Response(_joined(formats.aria2_input(links), len(links)), mimetype=ARIA2)
+    head: dict[str, object] = {"receipt": receipt.digest, "expires": expires, "next": following}
+    return Response(_joined(_listed(head, links), len(links)), mimetype=JSON)
+
+
+def _listed(head: dict[str, object], links: Iterable[tuple[Entry, str]]) -> Iterator[str]:
+    opening = f'{_ENCODE(head)[:-1]},"files":['
+    for entry, link in links:
+        file = {"path": entry.path, "url": link, "md5": entry.md5, "size": entry.size}
+        yield opening + _ENCODE(file)
+        opening = ","
+    yield "]}"
+
+
+def _joined(parts: Iterator[str], files: int) -> str | Iterator[str]:
+    """A text in one piece, or for many files in larger parts than it is made of. Should one of
+    those fail, the end is never sent.
+    """
+    return "".join(parts) if files <= 10 * _PARTS else _streamed(parts)
+
+
+def _streamed(parts: Iterator[str]) -> Iterator[str]:
+    while part := "".join(islice(parts, _PARTS)):
+        yield part
