@@ -108,6 +108,7 @@ class Access:
         self._clock = clock
         self._checked: dict[str, tuple[Token, float]] = {}
         self._tidied = float("-inf")
+        self._failed: float | None = None
 
     def create_tables(self) -> None:
         """Makes the tables that are missing; harmless when all are there."""
@@ -208,13 +209,20 @@ class Access:
         now = self._clock()
         token, checked = self._checked.get(text, (None, 0.0))
         if token is None or not 0 <= now - checked < FRESH:
-            token = self._look_up(text, now, token if now - checked < GRACE else None)
+            token = self._look_up(text, now, token if abs(now - checked) < GRACE else None)
         problem = token.problem(now)
         if problem:
             raise Unauthenticated(f"token {token.id} is {problem}")
         return token.principal
 
+    @property
+    def failing(self) -> bool:
+        """Whether the database did not answer when a token was last looked up."""
+        return self._failed is not None
+
     def _look_up(self, text: str, now: float, known: Token | None) -> Token:
+        if known and self._failed is not None and 0 <= now - self._failed < FRESH:
+            return known  # each further look at what does not answer would cost seconds
         try:
             if not _TOKEN.fullmatch(text):
                 raise BadSignature("it is not spelled as tokens are")
@@ -226,9 +234,11 @@ class Access:
             with translated(), self._engine.connect() as connection:
                 row = connection.execute(query).one_or_none()
         except DatabaseUnavailable:
+            self._failed = now
             if known is None:
                 raise
             return known
+        self._failed = None
         if row is None:
             self._checked.pop(text, None)
             raise Unauthenticated("unknown token")

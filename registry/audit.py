@@ -186,6 +186,7 @@ class AuditLog:
         self._lock = threading.Lock()
         self._writer: threading.Thread | None = None
         self._closed = threading.Event()
+        self._writing = 0
 
     def create_tables(self) -> None:
         """Makes the tables that are missing; harmless when all are there."""
@@ -218,6 +219,10 @@ class AuditLog:
     def note(self, change: Change) -> None:
         """Adds a row that nobody waits for, as `write` does where rows are not required."""
         self._put(change, None)
+
+    def waiting(self) -> int:
+        """About how many rows are not written yet."""
+        return self._queue.qsize() + self._writing
 
     def close(self) -> None:
         """Writes what is waiting, if the database answers, and closes the connections to it."""
@@ -325,7 +330,9 @@ class AuditLog:
     def _run(self) -> None:
         batch: list[_Waiting] = []
         while batch := self._gathered(batch):
+            self._writing = len(batch)
             batch = self._written(batch)
+            self._writing = len(batch)
 
     def _gathered(self, batch: list[_Waiting]) -> list[_Waiting]:
         """What waits, after `batch`, which was tried before: at least one; nothing once the log is

@@ -33,6 +33,7 @@ from registry.errors import (
 )
 from registry.repository import Repository, Snapshot
 from registry.storage import Grants, Links, Location
+from registry.storage.stores import Stores
 
 GIT_WAIT = 4.0
 """Seconds a request waits for Git. DVC's client gives up after 5 s without a byte."""
@@ -211,12 +212,14 @@ class Catalog:
         repositories: Repositories,
         contents: Contents,
         grants: Grants,
+        stores: Stores,
         lifetime: int,
         clock: Callable[[], float],
     ) -> None:
         self._repositories = repositories
         self._contents = contents
         self._grants = grants
+        self._stores = stores
         self._lifetime = lifetime
         self._clock = clock
 
@@ -308,9 +311,16 @@ class Catalog:
         for location, prefix, entries in self._located(manifest):
             links = opened.get(id(location))
             if links is None:
-                links = opened[id(location)] = location.signer.links(now, self._lifetime)
+                links = opened[id(location)] = self._links(location, now)
             parts.append(_Part(links, prefix, entries))
         return Signed(min(links.expires for links in opened.values()), tuple(parts))
+
+    def _links(self, location: Location, now: datetime) -> Links:
+        """Links that the store will take. Raises CredentialsUnavailable, ClockSkewed."""
+        store = location.signer.store
+        if store:
+            self._stores.require(store.url, str(location.url))
+        return location.signer.links(now, self._lifetime)
 
     def _located(self, manifest: Manifest) -> Iterator[tuple[Location, str, Collection[Entry]]]:
         """Entries with the location that may be signed for, and what precedes their keys there."""

@@ -1,8 +1,9 @@
 """`registry check`: does the configuration hold against the world? Looks, and changes nothing.
 
-Every repository's origin is asked for its refs. For every storage location one byte of an object
-is downloaded by the very link a client would get; the object is found through the latest version
-of some artifact, so that what is checked is what will be used.
+The database is asked for its time, and every repository's origin for its refs. For every storage
+location one byte of an object is downloaded by the very link a client would get, and the store's
+clock compared with ours; the object is found through the latest version of some artifact, so that
+what is checked is what will be used.
 """
 
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from itertools import islice
 
 from registry.access import SCOPES
 from registry.domain import Entry, Group, Principal, RelPath, Selector, StorageUrl
-from registry.errors import RegistryError
+from registry.errors import DatabaseUnavailable, RegistryError
 from registry.services import Services
 from registry.storage import Location, Origin
+from registry.storage.stores import WARNED
 
 _OPERATOR = Principal("check", "registry check", frozenset(SCOPES), ("*",))
 _PATIENCE = 600.0
@@ -38,7 +40,10 @@ class Finding:
 
 
 def run(services: Services) -> Iterator[Finding]:
-    """Looks at every repository, then at every location. Raises nothing that a row can say."""
+    """Looks at the database, then at every repository and every location. Raises nothing that a row
+    can say.
+    """
+    yield _database(services)
     groups: list[Group] = []
     for mirrored in services.repositories:
         repository = mirrored.repository
@@ -60,6 +65,14 @@ def run(services: Services) -> Iterator[Finding]:
         yield _location(services, location, groups)
 
 
+def _database(services: Services) -> Finding:
+    try:
+        services.access.probe()
+    except DatabaseUnavailable as error:
+        return Finding(False, "database", "tokens, audit", f"{error.detail} ({error.problem})")
+    return Finding(True, "database", "tokens, audit", "answers")
+
+
 def _location(services: Services, location: Location, groups: list[Group]) -> Finding:
     url, entry = _sample(services, location, groups)
     name, now = str(location.url), datetime.fromtimestamp(services.clock(), timezone.utc)
@@ -75,7 +88,12 @@ def _location(services: Services, location: Location, groups: list[Group]) -> Fi
             got = sum(map(len, stream))
     except RegistryError as error:
         return Finding(False, "storage", name, error.detail)
-    return Finding(True, "storage", name, f"signed and read {got} byte of {url.path}")
+    result, outlook = f"signed and read {got} byte of {url.path}", services.outlook(location)
+    if outlook.problem:
+        result += f", but {outlook.problem}"
+    elif outlook.ahead is not None and abs(outlook.ahead) > WARNED:
+        result += f"; its clock and ours differ by {abs(outlook.ahead):.0f} s"
+    return Finding(outlook.problem is None, "storage", name, result)
 
 
 def _sample(

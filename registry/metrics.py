@@ -20,11 +20,14 @@ _FETCH_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
 
 @dataclass(frozen=True)
 class Reading:
-    """A gauge that is read when it is asked for: value by repository, or whatever `label` is."""
+    """A gauge that is read when it is asked for: value by repository, or whatever `label` is.
+
+    Without a label there is one value, under "".
+    """
 
     name: str
     help: str
-    label: str
+    label: str = ""
     values: dict[str, float] = field(default_factory=dict)
 
 
@@ -121,9 +124,10 @@ class _Readings:
 
     def collect(self) -> Iterator[Metric]:
         for reading in self._readings:
-            family = GaugeMetricFamily(reading.name, reading.help, labels=[reading.label])
+            labels = [reading.label] if reading.label else []
+            family = GaugeMetricFamily(reading.name, reading.help, labels=labels)
             for label, value in reading.values.items():
-                family.add_metric([label], value)
+                family.add_metric([label] if labels else [], value)
             yield family
 
 

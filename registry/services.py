@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -36,12 +36,13 @@ from registry.settings import (
     Settings,
     StorageSettings,
 )
-from registry.storage import Grants, Location, Reader, Signer
+from registry.storage import Grants, Location, Outlook, Reader, Signer
 from registry.storage.azure import AzureSigner
 from registry.storage.gateway import GatewayLinks
 from registry.storage.http import HttpSigner
 from registry.storage.local import LocalSigner
 from registry.storage.s3 import Credentials, S3Signer, chain_credentials, static_credentials
+from registry.storage.stores import Stores
 
 if TYPE_CHECKING:
     from registry.tracking import Tracking
@@ -78,6 +79,7 @@ class Services:
     grants: Grants
     handoffs: Mapping[StorageUrl, str]
     webhook_secrets: Mapping[str, str] = field(repr=False)
+    stores: Stores
     reader: Reader
     gateway: GatewayLinks
     clock: Callable[[], float]
@@ -107,7 +109,8 @@ class Services:
             _mirrored(item, f"repositories[{index}]", settings, fetches, metrics, audit, clock)
             for index, item in enumerate(settings.repositories)
         )
-        reader = Reader()
+        stores = Stores((it.signer.store for it in locations if it.signer.store), clock)
+        reader = Reader(stores=stores)
         issued = Issued(settings.database, clock)
         contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
         return cls(
@@ -127,7 +130,7 @@ class Services:
             metrics_are_public=settings.metrics == "public",
             trusted_proxies=settings.trusted_proxies,
             data_dir=settings.data_dir.absolute(),
-            catalog=Catalog(repositories, contents, grants, settings.link_lifetime, clock),
+            catalog=Catalog(repositories, contents, grants, stores, settings.link_lifetime, clock),
             issued=issued,
             ledger=Ledger(repositories, contents, issued),
             repositories=repositories,
@@ -143,14 +146,25 @@ class Services:
                 for item in settings.repositories
                 if item.webhook_secret
             },
+            stores=stores,
             reader=reader,
             gateway=gateway,
             clock=clock,
             _tracking=_Tracking(settings.database, clock),
         )
 
+    def outlook(self, location: Location) -> Outlook:
+        """What a link to the location is worth now."""
+        now = datetime.fromtimestamp(self.clock(), timezone.utc)
+        return Outlook.on(location, self.stores, now)
+
+    def watch(self) -> None:
+        """From now on, looks at the clocks of the stores once a minute, in a thread of its own."""
+        self.stores.watch(self.reader.greet)
+
     def close(self) -> None:
-        """Ends every process and connection that was opened meanwhile."""
+        """Ends every process, thread and connection that was opened meanwhile."""
+        self.stores.close()
         with self.reader:
             for mirrored in self.repositories:
                 mirrored.repository.close()

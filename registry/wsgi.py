@@ -12,6 +12,7 @@ logs.configure()
 _services = Services.of(Settings.load())
 atexit.register(_services.close)  # audit rows that wait are written, and Git is ended
 app = create_app(_services)
+_services.watch()
 
 # What is there after the start stays: no collection between requests looks at it again.
 gc.collect()

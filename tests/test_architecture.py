@@ -112,6 +112,7 @@ ALLOWED = {
         "registry.receipt",
         "registry.services",
         "registry.storage.gateway",
+        "registry.storage.stores",
         "registry.web",
     },
     "registry.check": {

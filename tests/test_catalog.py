@@ -222,6 +222,8 @@ class Rotating:
     answer. It signs with the number of the set.
     """
 
+    store = None
+
     def __init__(self) -> None:
         self.asked = 0
 
@@ -243,7 +245,9 @@ def signed(registry: Registry, *locations: tuple[str, Rotating]):
     services = registry.services
     cache = registry.settings.data_dir / "manifests"
     contents = Contents(services.repositories.at, grants, services.reader, cache, registry.clock)
-    catalog = Catalog(services.repositories, contents, grants, 3600, registry.clock)
+    catalog = Catalog(
+        services.repositories, contents, grants, services.stores, 3600, registry.clock
+    )
     return catalog.download_uris(ANYBODY, NAME, Selector.parse("all"))
 
 

@@ -272,6 +272,7 @@ def test_check_says_of_everything_that_it_is_well(config, tmp_path) -> None:
 
     assert done.exit_code == 0
     assert json.loads(done.output) == [
+        {"ok": True, "kind": "database", "name": "tokens, audit", "result": "answers"},
         {"ok": True, "kind": "repository", "name": "team/models", "result": "1 artifacts"},
         {
             "ok": True,
@@ -281,7 +282,7 @@ def test_check_says_of_everything_that_it_is_well(config, tmp_path) -> None:
             f"{digest('the model')[:2]}/{digest('the model')[2:]}",
         },
     ]
-    assert [line.split()[0] for line in table.splitlines()] == ["KIND", "ok", "ok"]
+    assert [line.split()[0] for line in table.splitlines()] == ["KIND", "ok", "ok", "ok"]
 
 
 def test_check_goes_on_after_a_failure_and_says_so_in_its_exit_code(config, tmp_path) -> None:
@@ -295,7 +296,7 @@ def test_check_goes_on_after_a_failure_and_says_so_in_its_exit_code(config, tmp_
 
     rows = {row["name"].removeprefix("file://"): row for row in json.loads(done.output)}
     assert done.exit_code == 1
-    assert [row["ok"] for row in rows.values()] == [False, True, True, False, True]
+    assert [row["ok"] for row in rows.values()] == [True, False, True, True, False, True]
     assert "cannot be fetched" in rows["gone/gone"]["result"]
     assert "cannot be reached" in rows["http://127.0.0.1:9/x"]["result"]
     assert "no artifact's latest version lies here" in rows[f"{tmp_path}/empty"]["result"]
@@ -308,7 +309,7 @@ def test_check_finds_an_object_that_was_never_pushed(config, tmp_path) -> None:
     done = run(config, "check", "--json")
 
     assert done.exit_code == 1
-    assert "run `dvc push`" in json.loads(done.output)[1]["result"]
+    assert "run `dvc push`" in json.loads(done.output)[2]["result"]
 
 
 # --------------------------------------------------------------------------------- serve

@@ -5,6 +5,7 @@
         Links   one snapshot of credentials; signs every link of one answer
         Origin  how the service itself reads one object
     Reader      reads an origin: a manifest whole, or any object as a stream
+    Stores      what was last seen of every store: whether it answers, and what time it is there
 
 Nothing in a repository decides where a signature points: a DVC remote is only looked up in Grants,
 and what the operator did not grant is refused before a single byte leaves the machine.
@@ -15,6 +16,9 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime  # before 3.11 not the one of the builtins
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
@@ -28,12 +32,21 @@ from urllib.parse import unquote
 import urllib3
 
 from registry.domain import Entry, StorageUrl, matches
-from registry.errors import CredentialsUnavailable, LocationNotGranted, StorageUnavailable
+from registry.errors import (
+    ClockSkewed,
+    CredentialsUnavailable,
+    LocationNotGranted,
+    StorageUnavailable,
+)
+from registry.storage.connections import pool_manager
+from registry.storage.stores import Store, Stores
 
 LEAST_LIFE = timedelta(minutes=5)
 """Credentials with less life than this sign nothing: the link would die during the download."""
 
 _CHUNK = 1 << 18
+_READS = 16
+"""Objects that are read whole at the same time; a worker answers no more requests than that."""
 _FORWARDED = ("Content-Length", "Content-Range", "Content-Type", "ETag", "Last-Modified")
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PASSED_ON = (200, 206, 416)
@@ -76,6 +89,11 @@ class Origin:
 class Signer(Protocol):
     """One store and the credentials for it. Works offline, unless credentials need renewing."""
 
+    @property
+    def store(self) -> Store | None:
+        """The server that the objects are read from, if they are not on this machine."""
+        ...
+
     def links(self, now: datetime, lifetime: int) -> Links:
         """Links that live `lifetime` seconds from `now`, or as long as the credentials.
 
@@ -98,6 +116,31 @@ class Location:
     url: StorageUrl
     repositories: tuple[str, ...]
     signer: Signer = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a link to a location is worth now: `problem` says why none can be given, or else why it
+    could not be followed. Our clock is `ahead` seconds ahead of the store's, if that is known.
+    """
+
+    problem: str | None
+    ahead: float | None
+
+    @classmethod
+    def on(cls, location: Location, stores: Stores, now: datetime) -> "Outlook":
+        """As far as it is known without asking the store; credentials may need renewing."""
+        store = location.signer.store
+        ahead = stores.ahead(store.url) if store else None
+        try:
+            location.signer.links(now, 3600)
+            if store:
+                stores.require(store.url, str(location.url))
+        except CredentialsUnavailable as error:
+            return cls(error.problem, ahead)
+        except ClockSkewed as error:
+            return cls(f"its clock and ours differ by {abs(error.seconds)} s", ahead)
+        return cls(stores.problem(store.url) if store else None, ahead)
 
 
 class Grants:
@@ -299,25 +342,50 @@ class Reader:
         total: float = 4.0,
         silence: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        stores: Stores | None = None,
     ) -> None:
-        """In seconds: to connect, to `read` an object, and between two chunks of a stream."""
+        """In seconds: to connect, to `read` an object, and between two chunks of a stream.
+
+        What the stores answer is reported to `stores`.
+        """
         self._clock = clock
         self._total = total
         self._hasty = urllib3.Timeout(connect=connect, total=total)
         self._patient = urllib3.Timeout(connect=connect, read=silence)
-        self._pool = urllib3.PoolManager(retries=False, maxsize=8)
+        self._pool = pool_manager()
+        self._stores = stores or Stores(())
+        self._reads = ThreadPoolExecutor(_READS, thread_name_prefix="read")
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._reads.shutdown(wait=False, cancel_futures=True)
         self._pool.clear()
+
+    def greet(self, url: str) -> None:
+        """Asks a store for nothing, so that `stores` hears whether it answers, and its time."""
+        with suppress(StorageUnavailable):
+            self._exchange("HEAD", Origin(f"{url}/"), {}, self._hasty).release_conn()
 
     def read(self, origin: Origin, limit: int) -> bytes | None:
         """The whole object, or None if the store does not have it.
 
-        Raises StorageUnavailable: no answer in time, a refusal, or more than `limit` bytes.
+        Raises StorageUnavailable: no answer in time, a refusal, or more than `limit` bytes;
+        ClockSkewed if it refuses because our clock is wrong.
         """
+        # In a thread of its own: no time limit of a socket holds for the name of the store, for
+        # all of its addresses together, or for a file on a server that hangs.
+        read = self._reads.submit(self._read, origin, limit)
+        try:
+            return read.result(self._total)
+        except NotInTime:
+            read.cancel()
+            problem = "it does not answer in time"
+            self._stores.failed(_server(origin.url), problem)
+            raise StorageUnavailable(origin.place, problem) from None
+
+    def _read(self, origin: Origin, limit: int) -> bytes | None:
         deadline = self._clock() + self._total
         stream = self._open(origin, None, "GET", self._hasty)
         if stream is None:
@@ -354,6 +422,28 @@ class Reader:
         headers = {**origin.headers, "Accept-Encoding": "identity"}
         if byte_range and _RANGE.fullmatch(byte_range):
             headers["Range"] = byte_range
+        response = self._exchange(method, origin, headers, timeout)
+        if response.status not in _PASSED_ON:
+            _hang_up(response)
+            if response.status == 404:
+                return None
+            server = _server(origin.url)
+            self._stores.require(server, origin.place)
+            problem = f"it answers {response.status}"
+            self._stores.failed(server, problem)
+            raise StorageUnavailable(origin.place, problem)
+        return Stream(
+            response.status,
+            {name: response.headers[name] for name in _FORWARDED if name in response.headers},
+            _http_chunks(response, origin.place),
+            lambda: _hang_up(response),
+        )
+
+    def _exchange(
+        self, method: str, origin: Origin, headers: Mapping[str, str], timeout: urllib3.Timeout
+    ) -> urllib3.BaseHTTPResponse:
+        """The beginning of an answer, whatever it says. Raises StorageUnavailable."""
+        server = _server(origin.url)
         try:
             response = self._pool.request(
                 method,
@@ -364,18 +454,15 @@ class Reader:
                 preload_content=False,
             )
         except urllib3.exceptions.HTTPError as error:
-            raise StorageUnavailable(origin.place, _problem(error)) from None
-        if response.status not in _PASSED_ON:
-            _hang_up(response)
-            if response.status == 404:
-                return None
-            raise StorageUnavailable(origin.place, f"it answers {response.status}")
-        return Stream(
-            response.status,
-            {name: response.headers[name] for name in _FORWARDED if name in response.headers},
-            _http_chunks(response, origin.place),
-            lambda: _hang_up(response),
-        )
+            problem = _problem(error)
+            self._stores.failed(server, problem)
+            raise StorageUnavailable(origin.place, problem) from None
+        self._stores.answered(server, response.headers)
+        return response
+
+
+def _server(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3])  # of a URL that need not be one
 
 
 def _http_chunks(response: urllib3.BaseHTTPResponse, place: str) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 from registry.domain import Entry
 from registry.errors import CredentialsUnavailable
 from registry.storage import LEAST_LIFE, Links, Origin, Renewed, keyed_hmac, lifespan
+from registry.storage.stores import Store
 
 SERVICE_VERSION = "2022-11-02"
 """The version of the rule. Every service of today knows it; later ones only add to it."""
@@ -180,6 +181,12 @@ class AzureSigner:
             endpoint=url,
             public_endpoint=public_endpoint,
         )
+
+    @property
+    def store(self) -> Store:
+        """The host of the account, which refuses what does not begin before its own time."""
+        parts = urlsplit(self._internal)
+        return Store(f"{parts.scheme}://{parts.netloc}", timed=True)
 
     def links(self, now: datetime, lifetime: int) -> Links:
         """Links that live `lifetime` seconds, or as long as the delegation key.

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 from registry.domain import Entry, StorageUrl
 from registry.storage import Links, Origin, lifespan
 from registry.storage.gateway import GatewayLinks
+from registry.storage.stores import Store
 
 Signing = Literal["direct", "secure_link", "gateway"]
 
@@ -60,6 +61,12 @@ class HttpSigner:
             self._headers["Authorization"] = f"Basic {basic}"
         self._secret = secret
         self._gateway = gateway
+
+    @property
+    def store(self) -> Store:
+        """The web server. It looks at its clock where links to it are signed."""
+        url = f"{self._base.scheme}://{self._base.authority}"
+        return Store(url, timed=self._secret is not None)
 
     def links(self, now: datetime, lifetime: int) -> Links:
         """Links that live `lifetime` seconds. Never raises CredentialsUnavailable.

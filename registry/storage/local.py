@@ -18,6 +18,11 @@ class LocalSigner:
         self._root = root
         self._gateway = gateway
 
+    @property
+    def store(self) -> None:
+        """None: the objects are on this machine."""
+        return None
+
     def links(self, now: datetime, lifetime: int) -> Links:
         """Gateway links that live `lifetime` seconds. Never raises CredentialsUnavailable."""
         _, expires = lifespan(now, lifetime)

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 from registry.domain import Entry
 from registry.errors import CredentialsUnavailable
 from registry.storage import LEAST_LIFE, Links, Origin, Renewed, keyed_hmac, lifespan
+from registry.storage.stores import Store
 
 AddressingStyle = Literal["auto", "path", "virtual"]
 
@@ -126,6 +127,11 @@ class S3Signer:
         self._internal = _address(bucket, region, endpoint_url, addressing_style)
         self._key_of_the_day: tuple[Credentials, str, bytes] | None = None
         self._links_of_the_second: tuple[tuple[object, ...], Links] | None = None
+
+    @property
+    def store(self) -> Store:
+        """The host of the bucket, which refuses what was not signed at its own time."""
+        return Store(self._internal.base, timed=True)
 
     def links(self, now: datetime, lifetime: int) -> Links:
         """Links that live `lifetime` seconds (a week at most), or as long as the credentials.

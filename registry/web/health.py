@@ -5,30 +5,31 @@
                     repositories that it may see, and the locations granted to those
     GET /metrics    for Prometheus
 
-A Git origin or a store that is down does not make the service unready: what it has, it serves.
+A Git origin or a store that is down does not make the service unready: what it has, it serves. Nor
+do warnings: what they tell of goes on for now.
 """
 
 import json
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
 from flask import Blueprint, Response, request
 
 from registry import access
 from registry.domain import Principal, matches
-from registry.errors import CredentialsUnavailable, DatabaseUnavailable, RegistryError
+from registry.errors import DatabaseUnavailable, RegistryError
 from registry.metrics import CONTENT_TYPE, Reading
 from registry.services import Services
+from registry.storage.stores import REFUSED, WARNED
 from registry.web.auth import principal, public, token_of
 from registry.web.observe import trace
 
-SKEW = 300.0
-"""Seconds by which the clock may differ from the database's: stores refuse links beyond them."""
-
 _OLDEST = datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()
 _REMEMBERED = 1.0
+SOON = 1000
+"""Audit rows that may wait without anybody being told: the writer takes as many at once."""
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -48,6 +49,9 @@ def blueprint(services: Services) -> Blueprint:
         ready = not any(found.values())
         checks = {name: problem or "ok" for name, problem in found.items()}
         body: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
+        warnings = _warnings(services)
+        if warnings:
+            body["warnings"] = warnings
         asks = _whoever(services)
         if asks:
             body["repositories"] = _repositories(services, asks)
@@ -79,11 +83,16 @@ class _Remembered:
         self._found: tuple[float, dict[str, str | None]] | None = None
 
     def __call__(self) -> dict[str, str | None]:
-        with self._lock:
-            now = self._clock()
-            if self._found is None or not 0 <= now - self._found[0] < _REMEMBERED:
-                self._found = now, self._look()
-            return self._found[1]
+        # While one looks, which can take seconds, the others say what was found before.
+        if self._lock.acquire(blocking=self._found is None):
+            try:
+                now = self._clock()
+                if self._found is None or not 0 <= now - self._found[0] < _REMEMBERED:
+                    self._found = now, self._look()
+            finally:
+                self._lock.release()
+        assert self._found
+        return self._found[1]
 
 
 def _problems(services: Services) -> dict[str, str | None]:
@@ -96,9 +105,23 @@ def _problems(services: Services) -> dict[str, str | None]:
         database, theirs = "does not answer", None
     if now < _OLDEST:
         clock = "is before 2026"
-    elif theirs is not None and abs(now - theirs) > SKEW:
+    elif theirs is not None and abs(now - theirs) > REFUSED:
         clock = f"differs from the database's by {abs(now - theirs):.0f} s"
+    elif services.stores.skewed():
+        clock = f"differs from that of every store by more than {REFUSED:.0f} s"
     return {"database": database, "data_dir": _unwritable(services), "clock": clock}
+
+
+def _warnings(services: Services) -> dict[str, str]:
+    """What an operator should look at before it is a problem, in words that anybody may read."""
+    found: dict[str, str] = {}
+    furthest = services.stores.furthest()
+    if furthest > WARNED:
+        found["clock"] = f"differs from that of a store by {furthest:.0f} s"
+    waiting = services.audit.waiting()
+    if waiting > SOON:
+        found["audit"] = f"{waiting} rows wait to be written"
+    return found
 
 
 def _unwritable(services: Services) -> str | None:
@@ -139,16 +162,14 @@ def _locations(services: Services, asks: Principal) -> dict[str, object]:
     """The locations that were granted to a repository the principal may see."""
     seen = [it.repository.name for it in services.repositories]
     seen = [name for name in seen if asks.may_see(name)]
-    now = datetime.fromtimestamp(services.clock(), timezone.utc)
     shown: dict[str, object] = {}
     for location in services.locations:
         if any(matches(location.repositories, name) for name in seen):
-            state: dict[str, object] = {"problem": None}
-            try:
-                location.signer.links(now, 3600)
-            except CredentialsUnavailable as error:
-                state["problem"] = error.problem
-            shown[str(location.url)] = state
+            outlook = services.outlook(location)
+            shown[str(location.url)] = {
+                "problem": outlook.problem,
+                "clock_ahead": None if outlook.ahead is None else round(outlook.ahead),
+            }
     return shown
 
 
@@ -165,7 +186,40 @@ def _readings(services: Services) -> list[Reading]:
         failing.values[name] = float(status.problem is not None)
         if status.checked is not None:
             age.values[name] = max(0.0, now - status.checked)
-    return [age, failing]
+    return [age, failing, *_locations_read(services), *_database_read(services)]
+
+
+def _locations_read(services: Services) -> Iterator[Reading]:
+    failing = Reading(
+        "registry_location_failing",
+        "1 if no links can be given for it, or the last read of this worker failed.",
+        "location",
+    )
+    ahead = Reading(
+        "registry_store_clock_ahead_seconds",
+        "By how much our clock is ahead of the store's: links are refused from 300 on.",
+        "location",
+    )
+    for location in services.locations:
+        name, outlook = str(location.url), services.outlook(location)
+        failing.values[name] = float(outlook.problem is not None)
+        if outlook.ahead is not None:
+            ahead.values[name] = round(outlook.ahead, 1)
+    yield failing
+    yield ahead
+
+
+def _database_read(services: Services) -> Iterator[Reading]:
+    yield Reading(
+        "registry_database_failing",
+        "1 if the last token of this worker could not be looked up.",
+        values={"": float(services.access.failing)},
+    )
+    yield Reading(
+        "registry_audit_rows_waiting",
+        "Audit rows that this worker has not written yet.",
+        values={"": float(services.audit.waiting())},
+    )
 
 
 def _timestamp(moment: float | None) -> str | None:

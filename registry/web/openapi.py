@@ -150,6 +150,11 @@ def document() -> Json:
                             "type": "object",
                             "additionalProperties": {"type": "string"},
                         },
+                        "warnings": {
+                            "type": "object",
+                            "description": "What is not well, and stops nothing yet.",
+                            "additionalProperties": {"type": "string"},
+                        },
                         "repositories": {"type": "object"},
                         "locations": {"type": "object"},
                     },

@@ -243,7 +243,7 @@ class TestReadiness:
         state = {"last_seen": "2027-01-15T08:00:00Z", "age": 5, "problem": None}
         assert seen(registry.everything) == (
             {"team/models": state},
-            {"s3://bucket/dvc": {"problem": None}},
+            {"s3://bucket/dvc": {"problem": None, "clock_ahead": None}},
         )
         assert seen(registry.token("other/*")) == ({}, {})
 

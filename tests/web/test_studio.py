@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import time
 
 import pytest
 from gitrepo import START, GitRepository
@@ -833,6 +834,7 @@ def test_a_store_that_refuses_the_manifest_is_named_without_a_signature(
             {**files, ".dvc/config": remote("s3://bucket/dvc")},
             storage=[{**location, "repositories": ["*"], **S3_KEYS}],
         )
+        registry.clock.now = time.time()  # as it is at the store
 
         answer = registry.ask()
 
