@@ -16,8 +16,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from benchmarks.world import World, bare_server, registry_server
 from registry.domain import Selector
 from registry.gto import Index
 from registry.repository import Repository
+from registry.repository.lanes import Lanes
 from registry.repository.mirror import read_tags
 from registry.services import Services
 from registry.web import create_app
@@ -172,8 +172,8 @@ def _dvc(world: World) -> float | None:
 @contextmanager
 def _repository(world: World, name: str) -> Iterator[Repository]:
     origin, mirror = world.directory / f"{name}.git", world.directory / "mirrors" / name
-    with ThreadPoolExecutor(1) as executor:
-        repository = Repository(f"bench/{name}", str(origin), mirror, executor=executor)
+    with closing(Lanes()) as lanes:
+        repository = Repository(f"bench/{name}", str(origin), mirror, lanes=lanes)
         repository.snapshot(60, wait=120)
         yield repository
         repository.close()

@@ -7,7 +7,6 @@ by the same code as in a service, but with the Git configuration and credentials
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +18,7 @@ from registry.contents import Contents
 from registry.domain import Principal, RelPath, Revision, Selector, canonical_repository
 from registry.errors import InvalidRequest, PathNotFound, RepositoryNotFound
 from registry.repository import Repository
+from registry.repository.lanes import Lanes
 from registry.storage import Grants, Reader
 from registry.user import User
 
@@ -89,7 +89,7 @@ class Direct:
         self._user = user
         self._clock = clock
         self.place = Place.find(where, user.directory)
-        self._executor = ThreadPoolExecutor(2, thread_name_prefix="fetch")
+        self._lanes = Lanes()
         self._reader = Reader()
         self.repository = self._open(self.place)
         self._sources = {self.place: self.repository}
@@ -105,7 +105,7 @@ class Direct:
     ) -> None:
         for repository in self._sources.values():
             repository.close()
-        self._executor.shutdown(cancel_futures=True)
+        self._lanes.close()
         with self._reader:
             pass
 
@@ -158,7 +158,7 @@ class Direct:
                 username=place.username,
                 password=place.password,
                 personal=mirror is not None,
-                executor=self._executor,
+                lanes=self._lanes,
                 frozen=False,
                 max_stale=0,
                 clock=self._clock,

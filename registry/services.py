@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -25,6 +24,7 @@ from registry.ledger import Ledger
 from registry.limits import RateLimit
 from registry.metrics import Metrics
 from registry.repository import Repository
+from registry.repository.lanes import Lanes
 from registry.repository.mirror import TagChange
 from registry.settings import (
     AzureStorage,
@@ -46,9 +46,6 @@ from registry.storage.stores import Stores
 
 if TYPE_CHECKING:
     from registry.tracking import Tracking
-
-FETCHES = 4
-"""Repositories that one process fetches at the same time."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +101,9 @@ class Services:
         audit = AuditLog(
             settings.database, settings.secret_keys, settings.audit, clock, metrics.audited
         )
-        fetches = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
+        lanes = Lanes()
         repositories = Repositories(
-            _mirrored(item, f"repositories[{index}]", settings, fetches, metrics, audit, clock)
+            _mirrored(item, f"repositories[{index}]", settings, lanes, metrics, audit, clock)
             for index, item in enumerate(settings.repositories)
         )
         stores = Stores((it.signer.store for it in locations if it.signer.store), clock)
@@ -201,7 +198,7 @@ def _mirrored(
     item: RepositorySettings,
     key: str,
     settings: Settings,
-    fetches: ThreadPoolExecutor,
+    lanes: Lanes,
     metrics: Metrics,
     audit: AuditLog,
     clock: Callable[[], float],
@@ -219,7 +216,7 @@ def _mirrored(
             password=_secret(item.password),
             ssh_key=item.ssh_key,
             ssh_known_hosts=item.ssh_known_hosts,
-            executor=fetches,
+            lanes=lanes,
             frozen=item.tag_policy == "frozen",
             max_stale=item.max_stale,
             clock=clock,

@@ -26,9 +26,12 @@ class HttpGit:
     """
 
     url: str
+    port: int
     requests: list[str] = field(default_factory=list)
     broken: bool = False
     """Answers 503 to everything while it is set."""
+    denies: bool = False
+    """Answers 401 to everybody while it is set."""
     redirect: str | None = None
     """Redirects everything to this URL while it is set."""
 
@@ -48,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         served, expected = self.server.served, self.server.authorization
-        welcome = expected in (None, self.headers.get("Authorization"))
+        welcome = expected in (None, self.headers.get("Authorization")) and not served.denies
         served.requests.append(f"{self.command} {self.path} {'ok' if welcome else 'denied'}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if served.redirect:
@@ -98,7 +101,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.directory = directory
         self.authorization = authorization
-        self.served = HttpGit(f"http://127.0.0.1:{self.server_port}")
+        self.served = HttpGit(f"http://127.0.0.1:{self.server_port}", self.server_port)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Manifests: made once for each revision, kept within bounds, and only for who may see them."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from registry.errors import (
     RepositoryNotFound,
 )
 from registry.repository import Repository
+from registry.repository.lanes import Lanes
 from registry.storage import Grants, Location, Reader
 from registry.storage.gateway import GatewayLinks
 from registry.storage.local import LocalSigner
@@ -30,12 +31,12 @@ M = ArtifactName(RelPath.ROOT, "m")
 class Workshop:
     """Contents over repositories of the test, by name, and over one store granted to all."""
 
-    def __init__(self, directory: Path, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, directory: Path, lanes: Lanes) -> None:
         self.directory = directory
         self.store = Store(directory / "store")
         self.repositories: dict[str, Repository] = {}
         self.opened: list[str] = []
-        self._executor = executor
+        self._lanes = lanes
         self.reader = Reader()
         signer = LocalSigner(self.store.directory, GatewayLinks(["k" * 32], "https://registry"))
         location = Location(StorageUrl.parse(self.store.url), ("*",), signer)
@@ -59,7 +60,7 @@ class Workshop:
         revision = origin.commit({".dvc/config": remote(self.store.url), **files})
         repository = Repository(
             name, str(origin.path), self.directory / "mirrors" / name,
-            executor=self._executor, clock=lambda: NOW,
+            lanes=self._lanes, clock=lambda: NOW,
         )  # fmt: skip
         repository.snapshot(0.0)
         self.repositories[name] = repository
@@ -71,8 +72,8 @@ class Workshop:
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    with ThreadPoolExecutor(2) as executor:
-        workshop = Workshop(tmp_path, executor)
+    with closing(Lanes()) as lanes:
+        workshop = Workshop(tmp_path, lanes)
         yield workshop
         for repository in workshop.repositories.values():
             repository.close()

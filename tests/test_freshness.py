@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from registry.cli import cli
 from registry.domain import RelPath, Selector
 from registry.errors import MirrorStale, NotFound
 from registry.repository import Repository
+from registry.repository.lanes import Lanes
 from registry.services import Services
 
 NAME = "team/models"
@@ -65,14 +65,14 @@ def start(tmp_path: Path) -> Iterator:
 @pytest.fixture
 def opened(origin: GitRepository, tmp_path: Path) -> Iterator:
     """Opens repositories over one mirror, as several workers do; `opened.clock` is theirs."""
-    executor = ThreadPoolExecutor(4)
+    lanes = Lanes()
     with ExitStack() as stack:
-        stack.callback(executor.shutdown)
+        stack.callback(lanes.close)
 
         def open_(url: str | None = None, **options: object) -> Repository:
             made = Repository(
                 NAME, url or str(origin.path), tmp_path / "mirror",
-                executor=executor, clock=open_.clock, **options,
+                lanes=lanes, clock=open_.clock, **options,
             )  # fmt: skip
             stack.callback(made.close)
             return made

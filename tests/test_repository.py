@@ -14,6 +14,7 @@ from pathlib import Path
 import gitserver
 import pytest
 from gitrepo import EXECUTABLE, LINK, GitRepository
+from service import WebServer
 
 from registry.domain import RelPath, Revision, Selector
 from registry.errors import (
@@ -26,6 +27,7 @@ from registry.errors import (
 )
 from registry.repository import Repository
 from registry.repository.commands import require_git
+from registry.repository.lanes import Lanes
 
 NOWHERE = Revision("0" * 40)
 SECRET = "correct-horse-battery"
@@ -62,13 +64,13 @@ def mirror(tmp_path):
 @pytest.fixture
 def opened(origin, mirror, clock):
     """Opens repositories, of the origin if nothing else is said, and closes them in the end."""
-    executor = ThreadPoolExecutor(4)
+    lanes = Lanes()
     repositories = []
 
     def open_(url=None, **options):
         made = Repository(
             "team/models", url or str(origin.path), options.pop("mirror", mirror),
-            executor=executor, clock=clock, **options,
+            lanes=lanes, clock=clock, **options,
         )  # fmt: skip
         repositories.append(made)
         return made
@@ -76,7 +78,7 @@ def opened(origin, mirror, clock):
     yield open_
     for one in repositories:
         one.close()
-    executor.shutdown()
+    lanes.close()
 
 
 @pytest.fixture
@@ -243,6 +245,11 @@ class TestFollowingTheOrigin:
         empty = GitRepository(tmp_path / "empty.git")
 
         assert opened(str(empty.path)).snapshot(0).index.artifacts() == ()
+
+    def test_a_web_server_that_answers_nothing_is_not_taken_for_an_empty_origin(self, opened):
+        nothing = {"/models.git/info/refs?service=git-upload-pack": b""}
+        with WebServer(nothing) as server, pytest.raises(OriginUnavailable, match="is empty"):
+            opened(f"{server.url}/models.git").snapshot(0, wait=20)
 
     def test_repositories_of_sha256_are_mirrored(self, opened, tmp_path):
         origin = GitRepository(tmp_path / "sha256.git", object_format="sha256")
@@ -660,11 +667,11 @@ class TestSharing:
     def test_processes_that_start_at_once_clone_once(self, origin, mirror):
         script = textwrap.dedent("""
             import sys
-            from concurrent.futures import ThreadPoolExecutor
             from pathlib import Path
             from registry.repository import Repository
-            executor = ThreadPoolExecutor(1)
-            repository = Repository("r", sys.argv[1], Path(sys.argv[2]), executor=executor)
+            from registry.repository.lanes import Lanes
+            lanes = Lanes()
+            repository = Repository("r", sys.argv[1], Path(sys.argv[2]), lanes=lanes)
             print(len(repository.snapshot(60, wait=30).index.artifacts()))
             repository.close()
         """)
@@ -692,12 +699,12 @@ class TestSharing:
         monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
         script = textwrap.dedent("""
             import os, signal, sys
-            from concurrent.futures import ThreadPoolExecutor
             from pathlib import Path
             from registry.errors import MirrorNotReady
             from registry.repository import Repository
-            executor = ThreadPoolExecutor(1)
-            repository = Repository("r", sys.argv[1], Path(sys.argv[2]), executor=executor)
+            from registry.repository.lanes import Lanes
+            lanes = Lanes()
+            repository = Repository("r", sys.argv[1], Path(sys.argv[2]), lanes=lanes)
             while not Path(sys.argv[3]).exists():
                 try:
                     repository.snapshot(0, wait=0.01)

@@ -3,6 +3,7 @@
 origin      a URL, checked and rebuilt      objects     blobs, by one process that stays
 commands    the git binary                  mirror      what lies on disk, shared by all processes
                                             inplace     the same for a clone that is not ours
+lanes       the threads that look at origins
 """
 
 import fcntl
@@ -11,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,8 @@ from registry.errors import (
 )
 from registry.repository.commands import GitFailed, GitSilent
 from registry.repository.inplace import InPlace
-from registry.repository.mirror import Mirror, State, TagChange
+from registry.repository.lanes import BRISK, Lane, Lanes
+from registry.repository.mirror import LOOK_LIMIT, Mirror, State, TagChange
 from registry.repository.objects import READ_LIMIT, Objects
 from registry.repository.origin import Origin
 
@@ -71,6 +73,7 @@ class _Flight:
 
     future: "Future[None]"
     since: float
+    lane: Lane
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Repository:
     clone, which is read where it is and never written to.
     `username` and `password` are for https, `ssh_key` and `ssh_known_hosts` for ssh; the known
     hosts default to those of the account. `personal`: with the Git configuration and credentials of
-    whoever runs this instead. Fetches run on `executor`, and take `fetch_limit` seconds at most.
+    whoever runs this instead. Fetches run in `lanes`, and take `fetch_limit` seconds at most.
     With `frozen`, a version tag means the commit that was first seen under its name.
     `max_stale` is the age in seconds beyond which nothing is told of an origin. `clock` gives Unix
     time. `timed` is told how each look at the origin ended, "ok" or "failed", and the seconds it
@@ -108,7 +111,7 @@ class Repository:
         ssh_key: Path | None = None,
         ssh_known_hosts: Path | None = None,
         personal: bool = False,
-        executor: Executor,
+        lanes: Lanes,
         frozen: bool = True,
         max_stale: float = MAX_STALE,
         clock: Callable[[], float] = time.time,
@@ -127,7 +130,7 @@ class Repository:
         else:
             self._mirror = Mirror(mirror.absolute(), origin, fetch_limit, frozen=frozen)
         self._objects = Objects(self._mirror.commands)
-        self._executor = executor
+        self._lanes = lanes
         self._max_stale = max_stale
         self._clock = clock
         self._timed = timed
@@ -139,6 +142,7 @@ class Repository:
         self._flight: _Flight | None = None
         self._failure: _Failure | None = None
         self._damaged: float | None = None
+        self._is_slow = False
         self._closed = threading.Event()
 
     def snapshot(self, max_age: float, wait: float = 4.0) -> Snapshot:
@@ -309,38 +313,54 @@ class Repository:
             if self._closed.is_set() or (failure and failure.since <= now < failure.until):
                 return None
             try:
-                future = self._executor.submit(self._refresh, needed)
-            except RuntimeError:  # the executor was shut down
+                lane = self._lane()
+                future = self._lanes.submit(lane, self._refresh, needed, lane)
+            except RuntimeError:  # the service is being stopped
                 return None
-            self._flight = _Flight(future, time.monotonic())
+            self._flight = _Flight(future, time.monotonic(), lane)
             return self._flight
 
+    def _lane(self) -> Lane:
+        if self._damaged is not None or (self._known is None and self._mirror.mark() is None):
+            return Lane.NEW
+        return Lane.SLOW if self._is_slow or self._failure else Lane.WELL
+
     def _landed(self, flight: _Flight, until: float) -> bool:
-        done, _ = wait([flight.future], max(0.0, until - time.monotonic()))
+        with self._lanes.seat(flight.lane) as seated:
+            left = until - time.monotonic() if seated else 0.0
+            done, _ = wait([flight.future], max(0.0, left))
         if done and not flight.future.cancelled():
             flight.future.result()  # whatever is not ours to handle must not pass unseen
         return bool(done)
 
-    def _refresh(self, needed: float) -> None:
+    def _refresh(self, needed: float, lane: Lane) -> None:
         """Looks at the origin, unless another process does and sees what is `needed`."""
+        begun = time.monotonic()
         try:
             with self._mirror.open_lock() as lock:
                 while not _locked(lock):
                     snapshot = self._adopt()
-                    if (snapshot and self._is_fresh(snapshot, needed)) or self._closed.wait(_POLL):
+                    is_told = snapshot and self._is_fresh(snapshot, needed)
+                    if is_told or self._closed.wait(_POLL):
+                        return
+                    if time.monotonic() > begun + BRISK:  # others wait for this thread
+                        self._is_slow = True
                         return
                 snapshot = self._adopt()
                 if not (snapshot and self._is_fresh(snapshot, needed)):
-                    self._update(lock)
+                    self._update(lock, BRISK if lane is Lane.WELL else LOOK_LIMIT)
             self._adopt()
             self._failure = None
+            self._is_slow = lane is not Lane.NEW and time.monotonic() > begun + BRISK
         except (GitFailed, OSError) as error:
-            self._failed(error)
+            # Who is silent may answer yet, and is asked at once where nobody waits behind it.
+            patient = isinstance(error, GitSilent) and lane is Lane.WELL
+            self._failed(error, 0 if patient else _SHORTEST_PAUSE)
 
-    def _update(self, lock: BinaryIO) -> None:
+    def _update(self, lock: BinaryIO, limit: float) -> None:
         begun, outcome = time.monotonic(), "failed"
         try:
-            changes = self._mirror.update(self._clock(), lock.fileno(), self._damaged)
+            changes = self._mirror.update(self._clock(), lock.fileno(), self._damaged, limit)
             self._damaged, outcome = None, "ok"
         finally:
             self._timed(outcome, time.monotonic() - begun)
@@ -354,13 +374,13 @@ class Repository:
         if len(changes) > _FEW:
             logger.warning("repository %s: %d version tags changed", self.name, len(changes))
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, shortest: int) -> None:
         problem = str(error)
         if isinstance(error, OSError):
             problem = f"its mirror cannot be written: {error.strerror}"
         last, now = self._failure, self._clock()
-        pause = _SHORTEST_PAUSE if last is None else 2 * (last.until - last.since)
-        pause = min(int(pause), _LONGEST_PAUSE)
+        pause = 2 * int(last.until - last.since) if last else 0
+        pause = min(max(pause, shortest), _LONGEST_PAUSE)
         self._failure = _Failure(OriginUnavailable(self.name, problem, pause), now, now + pause)
         if not self._closed.is_set():
             logger.warning("repository %s cannot be fetched: %s", self.name, problem)

@@ -126,19 +126,24 @@ class Mirror:
         """The refs of the origin, as it lists them. Raises GitFailed."""
         # Away from the mirror, which may be damaged: that is for `update` to find out.
         nowhere = self.commands.at(self._directory / "nowhere.git")
-        return nowhere.ask_origin("ls-remote", "--heads", "--tags", "--refs", limit=limit)
+        listing = nowhere.ask_origin("ls-remote", "--heads", "--tags", "--refs", limit=limit)
+        self._believe(bool(listing))
+        return listing
 
-    def update(self, now: float, lock: int, damaged: float | None) -> tuple[TagChange, ...]:
+    def update(
+        self, now: float, lock: int, damaged: float | None, limit: float = LOOK_LIMIT
+    ) -> tuple[TagChange, ...]:
         """Brings the mirror to the state that the origin has now; clones it if need be.
 
-        `damaged` is when a read found the mirror to be damaged. Says what became of versions that
+        `damaged` is when a read found the mirror to be damaged; `limit` is how many seconds the
+        origin may take to list its refs. Says what became of versions that
         were seen before. Raises GitFailed and OSError.
         """
         changes: tuple[TagChange, ...] = ()
         last, state = self._last_state(), self.state()
         if state and damaged is not None and state.cloned <= damaged:
             state = None
-        listing = self.look(LOOK_LIMIT)
+        listing = self.look(limit)
         refs = digest_of(b"frozen\n" * self._frozen + listing)
         if state is None or state.refs != refs or self._tags_data(state) is None:
             if state is None or not self._fetched(lock, listing):
@@ -257,6 +262,15 @@ class Mirror:
             limit=self._fetch_limit,
             lock=lock,
         )
+        listed = ("for-each-ref", "--count=1", "refs/heads", "refs/tags")
+        self._believe(bool(commands.read(*listed, limit=LOOK_LIMIT)))
+
+    def _believe(self, has_refs: bool) -> None:
+        """Raises GitFailed for a web server that seems to have no refs at all: to Git, that is what
+        any empty answer says, even one that was cut off before it began.
+        """
+        if not has_refs and self._origin.url.startswith("http"):
+            raise GitFailed("it is empty, or its answers come from something that is not Git")
 
     def _tags_data(self, state: State) -> bytes | None:
         try:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -25,9 +25,9 @@ STORE = {
 }
 
 
-@pytest.fixture
-def serve(servers_directory: Path) -> Iterator[Serve]:
-    """Starts `registry serve`, and an Observer of it, both until the test is over.
+@contextmanager
+def _serving(servers: Path) -> Iterator[Serve]:
+    """Starts `registry serve`, and an Observer of it, both until the block ends.
 
         watched = serve({"team/models": origin}, refresh=1)
 
@@ -35,9 +35,9 @@ def serve(servers_directory: Path) -> Iterator[Serve]:
     need be. `repository` are settings of all repositories, `settings` others of the configuration;
     `granted` and `storage` say where objects are, `secrets` what must not be seen besides those
     that are put into every configuration. `service` goes to servers.registry.start. What is started
-    twice in one test finds the data_dir of the first time.
+    twice finds the data_dir of the first time.
     """
-    directory = servers_directory / f"faults-{next(_numbers)}"
+    directory = servers / f"faults-{next(_numbers)}"
     directory.mkdir()
     with ExitStack() as running:
 
@@ -74,3 +74,17 @@ def serve(servers_directory: Path) -> Iterator[Serve]:
 
         yield start
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def serve(servers_directory: Path) -> Iterator[Serve]:
+    """Starts a service for one test, as `_serving` describes."""
+    with _serving(servers_directory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_all(servers_directory: Path) -> Iterator[Serve]:
+    """The same for all tests of a module, each of which has repositories of its own."""
+    with _serving(servers_directory) as start:
+        yield start

@@ -166,6 +166,10 @@ class Observer:
         """What the service answers to GET, with the token."""
         return self._client.get(path, **headers)
 
+    def hook(self, repository: str) -> Answer:
+        """What the service answers to a webhook that says that the repository changed."""
+        return self._client.hook(repository)
+
     def note(self, repository: str) -> None:
         """Takes note of the tags that the origin has now: to be called after each of several
         changes that follow too fast for the service to be asked between them.
@@ -253,12 +257,21 @@ class Client:
 
     def get(self, path: str, **headers: str) -> Answer:
         """What the service answers to GET, with the token."""
-        sent = {"Authorization": f"token {self._token}", "Connection": "close"}
-        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = self._pool.request("GET", f"{self._observer.service.url}{path}", headers=sent)
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self._request("GET", path, f"token {self._token}", **more)
+
+    def _request(self, method: str, path: str, authorization: str, **headers: str) -> Answer:
+        sent = {"Authorization": authorization, "Connection": "close", **headers}
+        answer = self._pool.request(method, f"{self._observer.service.url}{path}", headers=sent)
         given = Answer(answer.status, answer.headers, answer.data)
         self._observer.hold(given, path)
         return given
+
+    def hook(self, repository: str) -> Answer:
+        """What the service answers to a webhook of the repository, which knows its secret."""
+        configured = json.loads(self._observer.service.config.read_text())["repositories"]
+        (secret,) = [it["webhook_secret"] for it in configured if it["name"] == repository]
+        return self._request("POST", f"/hooks/generic?repo={quote(repository)}", f"Bearer {secret}")
 
     def _hold_age(self, repository: str, answer: Answer, begun: float) -> None:
         """By the age it gives, the state of this answer is not older than that of the last one."""
@@ -335,6 +348,14 @@ def descendants(pid: int) -> Iterator[int]:
         waiting += children[one]
 
 
+def command_line(pid: int) -> list[str]:
+    """The words of it; none of a process that is dead, reaped or not."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
 def _forms(secret: str) -> tuple[bytes, ...]:
     """A secret as it is, as a part of a URL, and inside of anything in Base64."""
     raw = secret.encode()
@@ -347,12 +368,11 @@ def _forms(secret: str) -> tuple[bytes, ...]:
 
 def _rows(database: str) -> Iterator[tuple[str, bytes]]:
     """Every row of every table of a database, and its table."""
-    engine, tables = sa.create_engine(database), sa.MetaData()
+    engine = sa.create_engine(database)
     try:
         with engine.connect() as connection:
-            tables.reflect(connection)
-            for table in tables.sorted_tables:
-                for row in connection.execute(sa.select(table)):
-                    yield table.name, repr(tuple(row)).encode()
+            for name in sa.inspect(connection).get_table_names():
+                for row in connection.execute(sa.select(sa.text("*")).select_from(sa.table(name))):
+                    yield name, repr(tuple(row)).encode()
     finally:
         engine.dispose()

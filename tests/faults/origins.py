@@ -1,6 +1,8 @@
 """Origins that hold a model, to be broken."""
 
+from copy import copy
 from pathlib import Path
+from shutil import copytree
 
 from gitrepo import GitRepository
 from service import artifacts, digest, output, remote
@@ -21,6 +23,14 @@ def model(path: Path, content: str = "1") -> GitRepository:
     origin.tag("m@v1.0.0")
     origin.tag("m#prod#1")
     return origin
+
+
+def copy_of(origin: GitRepository, path: Path) -> GitRepository:
+    """Another repository that is the same until now."""
+    copytree(origin.path, path)
+    made = copy(origin)
+    made.path = path
+    return made
 
 
 def publish(origin: GitRepository, content: str) -> Revision:
