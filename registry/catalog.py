@@ -7,7 +7,7 @@ A request takes these steps, all of them in memory once the mirror is fresh and 
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -238,37 +238,82 @@ class Catalog:
         in seconds, asks for less than `refresh`, down to a look at the origin right now.
         Raises InvalidRequest, NotFound, Unavailable.
         """
+        mirrored = self._opened(principal, spelling)
+        deadline = time.monotonic() + GIT_WAIT
+        if selector.revision:
+            return self._at(mirrored, selector, selector.revision, deadline)
+        return self._resolved(mirrored, (selector,), max_age, deadline)[0]
+
+    def resolve_together(
+        self,
+        principal: Principal,
+        questions: Sequence[tuple[str, Selector]],
+        max_age: float | None = None,
+    ) -> list[Resolution]:
+        """What all of them mean, each a spelling and a selector, in one state of every repository:
+        whoever moves two stages with one push is never seen with one of them moved.
+        """
+        deadline = time.monotonic() + GIT_WAIT
+        found: dict[int, Resolution] = {}
+        together: dict[str, tuple[Mirrored, dict[int, Selector]]] = {}
+        for number, (spelling, selector) in enumerate(questions):
+            mirrored = self._opened(principal, spelling)
+            if selector.revision:
+                found[number] = self._at(mirrored, selector, selector.revision, deadline)
+            else:
+                name = mirrored.repository.name
+                together.setdefault(name, (mirrored, {}))[1][number] = selector
+        for mirrored, wanted in together.values():
+            resolved = self._resolved(mirrored, tuple(wanted.values()), max_age, deadline)
+            found.update(zip(wanted, resolved, strict=True))
+        return [found[number] for number in range(len(questions))]
+
+    def _opened(self, principal: Principal, spelling: str) -> Mirrored:
         if not spelling:
             raise InvalidRequest("repo", "name the repository, for example repo=owner/name")
-        mirrored = self._repositories.open(principal, spelling)
-        if selector.revision:
-            return self._at(mirrored, selector, selector.revision)
-        begun, deadline = self._clock(), time.monotonic() + GIT_WAIT
+        return self._repositories.open(principal, spelling)
+
+    def _resolved(
+        self,
+        mirrored: Mirrored,
+        selectors: tuple[Selector, ...],
+        max_age: float | None,
+        deadline: float,
+    ) -> list[Resolution]:
+        """What the selectors mean in one state of the repository."""
+        begun = self._clock()
         needed = begun - mirrored.allowed(max_age)
-        snapshot = mirrored.snapshot(selector, max_age, GIT_WAIT)
+        # The one that must not lag behind decides for all.
+        hardest = next((it for it in selectors if not it.version), selectors[0])
+        snapshot = mirrored.snapshot(hardest, max_age, _left(deadline))
         try:
-            found = snapshot.index.resolve(selector)
+            found = [snapshot.index.resolve(selector) for selector in selectors]
         except NotFound:
             if snapshot.checked > begun:
                 raise  # that was looked at for this very request
-            left = max(0.0, deadline - time.monotonic())
-            newer = mirrored.repository.snapshot(RECHECK, left)
+            newer = mirrored.repository.snapshot(RECHECK, _left(deadline))
             if newer.index is snapshot.index:
                 raise
-            snapshot, found = newer, newer.index.resolve(selector)
-        return Resolution(
-            repository=mirrored.repository,
-            selector=selector,
-            revision=found.revision,
-            version=found.version,
-            tag=found.tag,
-            deprecated=found.deprecated,
-            checked=snapshot.checked,
-            stale=snapshot.checked < needed,
-        )
+            snapshot = newer
+            found = [snapshot.index.resolve(selector) for selector in selectors]
+        return [
+            Resolution(
+                repository=mirrored.repository,
+                selector=selector,
+                revision=meaning.revision,
+                version=meaning.version,
+                tag=meaning.tag,
+                deprecated=meaning.deprecated,
+                checked=snapshot.checked,
+                stale=snapshot.checked < needed,
+            )
+            for selector, meaning in zip(selectors, found, strict=True)
+        ]
 
-    def _at(self, mirrored: Mirrored, selector: Selector, revision: Revision) -> Resolution:
-        repository = mirrored.at(revision, GIT_WAIT / 2)
+    def _at(
+        self, mirrored: Mirrored, selector: Selector, revision: Revision, deadline: float
+    ) -> Resolution:
+        repository = mirrored.at(revision, _left(deadline) / 2)
         if not repository.contains(revision):
             raise RevisionNotFound(revision)
         return Resolution(
@@ -336,3 +381,8 @@ class Catalog:
                     yield pairs[0][0], prefix, [entry for _, entry in pairs]
             else:
                 yield self._grants.locate(group.repository, group.storage), prefix, group.entries
+
+
+def _left(deadline: float) -> float:
+    """Seconds until a moment of the monotonic clock."""
+    return max(0.0, deadline - time.monotonic())

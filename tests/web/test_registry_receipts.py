@@ -501,3 +501,90 @@ def test_the_digest_is_of_the_bytes(registry) -> None:
     text = resolve(registry).text.replace(f'"digest":"{value["digest"]}",', "")
 
     assert sha256(text.encode()).hexdigest() == value["digest"]
+
+
+class TestMany:
+    """`POST /resolve`: many selectors, one state."""
+
+    def post(self, registry: Registry, *selectors, token: str = "", **more):
+        headers = {"Authorization": f"token {token or registry.everything}"}
+        body = {"selectors": list(selectors), **more}
+        return registry.client.post(RESOLVE, json=body, headers=headers)
+
+    def test_each_is_answered_as_if_it_was_asked_alone(self, registry, origin) -> None:
+        here = {"repo": "team/models", "name": "m"}
+        queries = [{}, {"stage": "prod"}, {"version": "v1.0.0"}, {"rev": origin.head()}, {}]
+        answer = self.post(registry, *({**here, **query} for query in queries))
+
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        assert answer.json["receipts"] == [resolve(registry, **query).json for query in queries]
+        assert '{"receipts":[' + resolve(registry).text + "," in answer.text
+
+    def test_all_are_of_one_state(self, registry, origin) -> None:
+        """A version may be answered from what is known; beside a stage it may not."""
+        origin.tag("n@v1.0.0", origin.head())
+        origin.commit({"dvc.yaml": artifacts(m="model.pkl", n="model.pkl")})
+        origin.tag("m@v3.0.0")
+        origin.tag("n@v3.0.0")
+        resolve(registry, max_age=0)
+        origin.commit(files("moved"))
+        origin.commit({"dvc.yaml": artifacts(m="model.pkl", n="model.pkl")})
+        for name in "mn":
+            origin.tag(f"{name}@v4.0.0")
+            origin.tag(f"{name}#prod#9")
+        registry.clock.now += 60
+
+        answer = self.post(
+            registry,
+            {"repo": "team/models", "name": "m"},
+            {"repo": "https://git.example/team/models.git", "name": "n", "stage": "prod"},
+            {"repo": "team/models", "name": "m", "version": "v4.0.0"},
+        )
+
+        assert {receipt["revision"] for receipt in answer.json["receipts"]} == {origin.head()}
+        assert answer.headers["X-Registry-Mirror-Age"] == "0"
+
+    @pytest.mark.parametrize(
+        ("wrong", "status", "code"),
+        [
+            ({"name": "other"}, 404, "artifact_not_found"),
+            ({"stage": "never"}, 404, "stage_not_found"),
+            ({"repo": "team/other"}, 404, "repository_not_found"),
+            ({"version": "v1.0.0", "stage": "prod"}, 400, "invalid_request"),
+            ({"verison": "v1.0.0"}, 400, "invalid_request"),
+            ({"version": 1}, 400, "invalid_request"),
+            ({"name": ""}, 400, "invalid_request"),
+        ],
+    )
+    def test_one_that_is_wrong_is_the_answer_for_all(self, registry, wrong, status, code) -> None:
+        right = {"repo": "team/models", "name": "m"}
+        answer = self.post(registry, right, {**right, **wrong})
+
+        assert (answer.status_code, answer.json["code"]) == (status, code)
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"null", b"[]", b"{}", b'{"selectors": []}', b'{"selectors": {}}', b"[" * 100_000,
+         b'{"selectors": [1]}', b'{"selectors": [{}], "more": 1}', b"\xff"],
+    )  # fmt: skip
+    def test_a_body_that_makes_no_sense_is_refused(self, registry, body) -> None:
+        headers = {"Authorization": f"token {registry.everything}"}
+        answer = registry.client.post(
+            RESOLVE, data=body, content_type="application/json", headers=headers
+        )
+
+        assert (answer.status_code, answer.json["code"]) == (400, "invalid_request")
+
+    def test_there_are_limits(self, registry) -> None:
+        selector = {"repo": "team/models", "name": "m"}
+        headers = {"Authorization": f"token {registry.everything}"}
+        form = registry.client.post(RESOLVE, data="selectors=1", headers=headers)
+
+        assert self.post(registry, *[selector] * 100).status_code == 200
+        assert self.post(registry, *[selector] * 101).status_code == 400
+        assert self.post(registry, {**selector, "stage": "x" * (1 << 18)}).status_code == 413
+        for max_age in (-1, 1.5, "0", True):
+            assert self.post(registry, selector, max_age=max_age).status_code == 400
+        assert form.status_code == 400
+        assert self.post(registry, selector, token=registry.token(scopes=[])).status_code == 403

@@ -1,6 +1,7 @@
 """Dialect 0: the registry's own API, for pipelines and scripts.
 
     GET  /api/v1/resolve     what a selector means: a receipt          receipts
+    POST /api/v1/resolve     up to 100 of them, in one state
     GET  /api/v1/urls        links to the files of a receipt
     GET  /api/v1/md5sums     their checksums, for md5sum --check
 

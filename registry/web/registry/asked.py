@@ -2,6 +2,7 @@
 would mean the latest version.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,6 +15,9 @@ from registry.errors import InvalidRequest
 
 SELECTOR = frozenset({"repo", "name", "version", "stage", "rev"})
 """The parameters that select a version of an artifact in a repository."""
+LARGEST_BODY = 1 << 18
+"""Bytes of a request that asks for many."""
+MOST_QUESTIONS = 100
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
@@ -40,6 +44,37 @@ def parsed(query: str, allowed: frozenset[str]) -> Mapping[str, str]:
     if len(found) != len(pairs):
         raise InvalidRequest("query", "a parameter is given twice")
     return {name: value for name, value in found.items() if value}
+
+
+def questions() -> tuple[list[tuple[str, Selector]], int | None]:
+    """The body of a request that asks for many: repository and selector of each, and the age that
+    the answer may have. Raises InvalidRequest.
+
+        {"selectors": [{"repo": "team/models", "name": "m", "stage": "prod"}, ...], "max_age": 0}
+    """
+    if request.mimetype != "application/json":
+        raise InvalidRequest("body", "send application/json")
+    request.max_content_length = LARGEST_BODY
+    try:
+        body = json.loads(request.get_data(cache=False))
+    except (ValueError, RecursionError):
+        raise InvalidRequest("body", "not valid JSON") from None
+    listed = body.get("selectors") if isinstance(body, dict) else None
+    if not isinstance(listed, list) or not body.keys() <= {"selectors", "max_age"}:
+        raise InvalidRequest("body", "an object of selectors and max_age")
+    if not 1 <= len(listed) <= MOST_QUESTIONS:
+        raise InvalidRequest("selectors", f"1 to {MOST_QUESTIONS} of them")
+    found = []
+    for given in listed:
+        if not isinstance(given, dict) or not given.keys() <= SELECTOR:
+            raise InvalidRequest("selectors", f"each an object of {', '.join(sorted(SELECTOR))}")
+        if not all(isinstance(value, str) for value in given.values()):
+            raise InvalidRequest("selectors", "each of its values is a text")
+        found.append((given.get("repo", ""), selector_of(given)))
+    max_age = body.get("max_age")
+    if max_age is not None and not (type(max_age) is int and 0 <= max_age < 10**9):
+        raise InvalidRequest("max_age", "a whole number of seconds, such as 0")
+    return found, max_age
 
 
 def selector_of(given: Mapping[str, str]) -> Selector:

@@ -12,6 +12,7 @@ from registry.web.describe import (
     header,
     query,
 )
+from registry.web.registry.asked import MOST_QUESTIONS
 from registry.web.registry.receipts import ARIA2, CURL, LONGEST_PAGE, PLAIN
 
 _DIGEST: Json = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
@@ -33,7 +34,7 @@ _NOT_SIGNABLE = {
 def paths() -> dict[str, Json]:
     """The routes of the dialect."""
     return {
-        "/api/v1/resolve": {"get": _resolve()},
+        "/api/v1/resolve": {"get": _resolve(), "post": _resolve_together()},
         "/api/v1/urls": {"get": _urls()},
         "/api/v1/md5sums": {"get": _md5sums()},
     }
@@ -68,6 +69,10 @@ def schemas() -> dict[str, Json]:
                 "total_size": _SIZE,
                 "digest": {**_DIGEST, "description": "SHA-256 of all the rest."},
             },
+        ),
+        "Receipts": _object(
+            "",
+            {"receipts": {"type": "array", "items": {"$ref": "#/components/schemas/Receipt"}}},
         ),
         "Urls": _object(
             "Links to the files of a receipt, in its order.",
@@ -170,6 +175,63 @@ def _resolve() -> Json:
                     **_NO_SCOPE,
                     404: "No such repository for this token, artifact, version, stage, revision, "
                     "receipt or path.",
+                    **_NOT_SIGNABLE,
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
+                }
+            ),
+        },
+    }
+
+
+def _resolve_together() -> Json:
+    selector = {
+        "type": "object",
+        "properties": {
+            "repo": {"type": "string", "minLength": 1},
+            "name": {"maxLength": LONGEST_NAME, "pattern": NAME_OF_ARTIFACT, **_TEXT},
+            "version": {"maxLength": LONGEST_NAME, **_TEXT},
+            "stage": {"maxLength": LONGEST_NAME, **_TEXT},
+            "rev": _REVISION,
+        },
+        "required": ["repo", "name"],
+        "additionalProperties": False,
+    }
+    body = {
+        "type": "object",
+        "properties": {
+            "selectors": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MOST_QUESTIONS,
+                "items": selector,
+            },
+            "max_age": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
+        },
+        "required": ["selectors"],
+        "additionalProperties": False,
+    }
+    return {
+        "operationId": "resolveTogether",
+        "summary": "What many selectors mean, in one state of every repository",
+        "description": "All or none: what is wrong with one of them is the answer.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": {
+            "200": {
+                "description": "The receipts, in the order of the selectors.",
+                "headers": {
+                    "Cache-Control": header("To be asked for again.", const="private, no-cache"),
+                    "X-Registry-Mirror-Age": header("Of the oldest.", pattern="^[0-9]+$"),
+                },
+                "content": content("Receipts"),
+            },
+            **failures(
+                {
+                    **_INVALID,
+                    **TOKEN_FAILS,
+                    **_NO_SCOPE,
+                    404: "One of them is not found.",
+                    413: "The body is larger than 100 selectors are.",
                     **_NOT_SIGNABLE,
                     **UNEXPECTED,
                     **UNAVAILABLE,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 from flask import Blueprint, Response, request
@@ -21,6 +22,7 @@ from registry.web.registry.asked import (
     max_age_of,
     number_of,
     preferred,
+    questions,
     selector_of,
 )
 
@@ -60,6 +62,21 @@ def add_to(routes: Blueprint, services: Services) -> None:
         trace().headers += _freshness(resolution, services.clock())
         receipt = services.ledger.receipt(asks, resolution).receipt
         return _receipt(receipt, _IMMUTABLE if selector.revision else _CHANGING)
+
+    @routes.post("/resolve")
+    def resolve_together() -> Response:
+        arguments(frozenset())
+        access.require(principal(), "models:read")
+        asks, (wanted, max_age) = principal(), questions()
+        resolutions = services.catalog.resolve_together(asks, wanted, max_age)
+        oldest = min(resolutions, key=lambda it: (not it.stale, it.checked))
+        receipts = []
+        for resolution in resolutions:
+            receipts.append(services.ledger.receipt(asks, resolution).receipt)
+        trace().headers += _freshness(replace(oldest, deprecated=False), services.clock())
+        trace().headers.append(("Cache-Control", _CHANGING))
+        files = sum(len(receipt.files) for receipt in receipts)
+        return Response(_joined(_all(receipts), files), mimetype=JSON)
 
     @routes.get("/urls")
     def urls() -> Response:
@@ -109,6 +126,15 @@ def _receipt(receipt: Receipt, cache_control: str) -> Response:
         return Response("".join(formats.plain(receipt)), mimetype=PLAIN)
     parts = (part.decode() for part in receipt.parts())
     return Response(_joined(parts, len(receipt.files)), mimetype=JSON)
+
+
+def _all(receipts: list[Receipt]) -> Iterator[str]:
+    opening = '{"receipts":['
+    for receipt in receipts:
+        yield opening
+        yield from (part.decode() for part in receipt.parts())
+        opening = ","
+    yield "]}"
 
 
 def _freshness(resolution: Resolution, now: float) -> Iterator[tuple[str, str]]:
