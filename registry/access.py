@@ -28,7 +28,7 @@ from registry.errors import (
     Unauthenticated,
 )
 
-SCOPES = ("models:read", "metrics:read")
+SCOPES = ("models:read", "metrics:read", "tracking:read", "tracking:write")
 """What a token can be allowed to do."""
 
 PREFIX = "reg_"

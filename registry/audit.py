@@ -124,6 +124,17 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Deletion:
+    """That somebody deleted what was tracked: the `selector` says what, such as `run 7f3a...`."""
+
+    request: str
+    address: str
+    token: str
+    selector: str
+    decision: Literal["deleted"] = "deleted"
+
+
+@dataclass(frozen=True)
 class Row:
     """A row as it stands in the database. `record` is the JSON of what happened, and its
     time, `at`.
@@ -197,7 +208,7 @@ class AuditLog:
             with suppress(IntegrityError), self._engine.begin() as connection:
                 connection.execute(sa.insert(_head).values(first))
 
-    def write(self, event: Event | Exchange) -> None:
+    def write(self, event: Event | Exchange | Deletion) -> None:
         """Adds a row.
 
         Where rows are required it is committed on return, within WAIT seconds; DatabaseUnavailable
@@ -305,7 +316,9 @@ class AuditLog:
 
     # The writer
 
-    def _put(self, happened: Event | Exchange | Change, written: "Future[None] | None") -> bool:
+    def _put(
+        self, happened: Event | Exchange | Deletion | Change, written: "Future[None] | None"
+    ) -> bool:
         """Whether the row is on its way."""
         if self._mode == "off":
             return False

@@ -114,6 +114,7 @@ ALLOWED = {
         "registry.storage.gateway",
         "registry.storage.stores",
         "registry.web",
+        "registry.tracking",
     },
     "registry.check": {
         "registry.access",

@@ -10,6 +10,7 @@ from registry.web import (
     exchange,
     health,
     hooks,
+    mlflow,
     objects,
     observe,
     openapi,
@@ -28,6 +29,7 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(studio.blueprint(services))
     app.register_blueprint(registry.blueprint(services))
     app.register_blueprint(objects.blueprint(services))
+    app.register_blueprint(mlflow.blueprint(services))
     app.register_blueprint(hooks.blueprint(services))
     app.register_blueprint(exchange.blueprint(services))
     app.register_blueprint(openapi.blueprint())

@@ -3,6 +3,7 @@
 Every route demands a token unless it is marked `public`; so does every URL that matches no route.
 """
 
+import base64
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -51,8 +52,21 @@ def install(app: Flask, services: Services) -> None:
 
 
 def token_of(header: str) -> str:
-    """The token of `token X`, `Token X` or `Bearer X`. Raises Unauthenticated."""
+    """The token of `token X`, `Bearer X`, or `Basic ...` with it as the password.
+
+    Raises Unauthenticated.
+    """
     scheme, _, token = header.strip().partition(" ")
+    if scheme.lower() == "basic":
+        scheme, token = "token", _password(token)
     if scheme.lower() not in _SCHEMES or not token.strip():
         raise Unauthenticated("no token in the Authorization header")
     return token.strip()
+
+
+def _password(credentials: str) -> str:
+    try:
+        text = base64.b64decode(credentials.strip(), validate=True).decode()
+    except ValueError:
+        return ""
+    return text.partition(":")[2]

@@ -7,6 +7,8 @@ JSON, because DVC's client prints it as it is:
 
 `detail` is what DVC Studio said, for people; `code` is the kind of error, for programs. Where it is
 worth asking again, `retry_after` says in how many seconds, as the header does.
+
+Below the prefixes of a dialect with a form of its own, its envelope is put around the same.
 """
 
 import json
@@ -14,10 +16,11 @@ import logging
 import re
 from collections.abc import Mapping
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from registry.errors import (
+    Conflict,
     DatabaseUnavailable,
     ExchangeRefused,
     Forbidden,
@@ -26,6 +29,7 @@ from registry.errors import (
     InvalidRequest,
     IssuerUnavailable,
     NotFound,
+    NotServed,
     ObjectCorrupt,
     ObjectMissing,
     OriginUnavailable,
@@ -37,6 +41,7 @@ from registry.errors import (
     Unavailable,
     Unsignable,
 )
+from registry.web.mlflow import envelope as mlflow
 from registry.web.observe import trace
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,8 @@ STATUS: dict[type[RegistryError], int] = {
     TooManyRequests: 429,
     InvalidLink: 403,
     InvalidReceipt: 400,
+    Conflict: 409,
+    NotServed: 501,
     NotFound: 404,
     Unsignable: 422,
     ObjectMissing: 424,
@@ -113,12 +120,17 @@ def answer(error: RegistryError, more: Mapping[str, str] | None = None) -> Respo
 
     `more` are fields that a dialect has in the body besides.
     """
-    status, name = status_of(error), type(error).__name__
+    name = type(error).__name__
     # For the line that the request will have in the log: there is one, and it says all.
     seen = trace()
     seen.refusal, seen.reason = name, _evidence(error)
     again = error.retry_after if isinstance(error, Unavailable | TooManyRequests) else None
-    body = envelope(error.detail, code_of(name), again, more)
+    if mlflow.speaks(request.path):
+        status = mlflow.status_of(error) or status_of(error)
+        body = mlflow.envelope(mlflow.code_of(error), error.detail, seen.request_id)
+    else:
+        status = status_of(error)
+        body = envelope(error.detail, code_of(name), again, more)
     response = Response(body, status, mimetype="application/json")
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Token"
@@ -135,14 +147,22 @@ def install(app: Flask) -> None:
     def _http_exception(error: HTTPException) -> Response:
         # Started from Werkzeug's own answer, which knows Allow and Retry-After.
         response = Response(headers=error.get_response().headers, status=error.code)
-        response.data = envelope(error.description or error.name, code_of(error.name))
+        detail = error.description or error.name
+        if mlflow.speaks(request.path):
+            code = mlflow.code_of_status(error.code or 500)
+            response.data = mlflow.envelope(code, detail, trace().request_id)
+        else:
+            response.data = envelope(detail, code_of(error.name))
         response.mimetype = "application/json"
         return response
 
     @app.errorhandler(Exception)
     def _unexpected(error: Exception) -> Response:
         log.error("unexpected error", exc_info=error)
-        body = envelope("Internal error.", "internal_error", 5)
+        if mlflow.speaks(request.path):
+            body = mlflow.envelope("INTERNAL_ERROR", "Internal error.", trace().request_id)
+        else:
+            body = envelope("Internal error.", "internal_error", 5)
         response = Response(body, 500, mimetype="application/json")
         response.headers["Retry-After"] = "5"
         return response

@@ -7,6 +7,7 @@ service, not even what it could be asked, and nobody without one can do anything
 """
 
 import json
+from functools import cache
 
 from flask import Blueprint, Response
 
@@ -30,19 +31,21 @@ from registry.web.describe import (
 
 
 def blueprint() -> Blueprint:
-    """The route of the document, which is written once."""
+    """The route of the document, which is written once, when it is first asked for."""
     routes = Blueprint("openapi", __name__)
-    body = json.dumps(document(), ensure_ascii=False, separators=(",", ":"))
+    body = cache(lambda: json.dumps(document(), ensure_ascii=False, separators=(",", ":")))
 
     @routes.get("/api/openapi.json")
     def get_openapi() -> Response:
-        return Response(body, mimetype="application/json")
+        return Response(body(), mimetype="application/json")
 
     return routes
 
 
 def document() -> Json:
     """The whole document, as JSON would hold it. Paths are those of the routes."""
+    from registry.web.mlflow import openapi as mlflow  # noqa: PLC0415 it loads all of tracking
+
     return {
         "openapi": "3.1.0",
         "info": {
@@ -62,6 +65,7 @@ def document() -> Json:
             "/metrics": {"get": _metrics()},
             "/api/openapi.json": {"get": _openapi()},
             **registry.paths(),
+            **mlflow.paths(),
         },
         "components": {
             "securitySchemes": {
@@ -75,6 +79,7 @@ def document() -> Json:
                 },
             },
             "schemas": {
+                **mlflow.schemas(),
                 "Error": {
                     "type": "object",
                     "description": "One line, of at most 512 bytes.",

@@ -10,6 +10,7 @@ FILES = {
     "model.pkl.dvc": output("model.pkl", digest("1")),
 }
 PUBLIC = {
+    **dict.fromkeys(("/health", "/version", "/mlflow/health", "/mlflow/version"), 200),
     "/healthz": 200,
     "/readyz": 200,
     "/objects/<token>": 403,

@@ -1,0 +1,135 @@
+"""Which function answers what: one table for each generation of the API.
+
+Every row says which scope it needs. Both `/api` and `/ajax-api` lead here, so that there is no twin
+of an endpoint that asks for less.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from registry.domain import Principal
+from registry.errors import EndpointNotFound, NotServed
+from registry.services import Services
+from registry.web.mlflow import experiments, models, runs, server
+from registry.web.mlflow.wire import CURRENT, EARLY, Flavour, Json, Message
+
+READ = "tracking:read"
+WRITE = "tracking:write"
+
+LARGEST_BODY = 8 * 1024 * 1024
+"""Bytes of a request."""
+
+Handler = Callable[[Services, Principal, Message], Json]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One endpoint. `{name}` in its path stands for one part of it, the last one for all the rest.
+
+    `deletes` names the field with the id of what the audit log will say was deleted.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    scope: str
+    deletes: str = ""
+    largest: int = LARGEST_BODY
+
+
+@dataclass(frozen=True)
+class Table:
+    """The endpoints below one prefix. `refused` are beginnings of what is not served here."""
+
+    flavour: Flavour
+    routes: Sequence[Route]
+    refused: tuple[str, ...] = ()
+    _plain: dict[tuple[str, str], Route] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for route in self.routes:
+            if "{" not in route.path:
+                self._plain[route.method, route.path] = route
+
+    def find(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        """The endpoint, and what its path says. Raises EndpointNotFound or NotServed."""
+        route = self._plain.get((method, path))
+        if route:
+            return route, {}
+        for route in self.routes:
+            values = _values(route.path, path) if route.method == method else None
+            if values is not None:
+                return route, values
+        if path.startswith(self.refused):
+            raise NotServed(path)
+        raise EndpointNotFound(method, path)
+
+
+def _values(pattern: str, path: str) -> dict[str, str] | None:
+    """What stands in the places of a pattern, None if the path is another one."""
+    wanted = pattern.split("/")
+    given = path.split("/", len(wanted) - 1)
+    if len(given) != len(wanted) or not all(given):
+        return None
+    if "/" in given[-1] and not wanted[-1].startswith("{"):
+        return None
+    values = {}
+    for name, value in zip(wanted, given, strict=True):
+        if name.startswith("{"):
+            values[name[1:-1]] = value
+        elif name != value:
+            return None
+    return values
+
+
+# Both generations have these; what differs is how a message is spelled.
+_SHARED = (
+    Route("POST", "experiments/create", experiments.create, WRITE),
+    Route("GET", "experiments/list", experiments.list_all, READ),
+    Route("GET", "experiments/get", experiments.get, READ),
+    Route("POST", "experiments/delete", experiments.delete, WRITE, deletes="experiment_id"),
+    Route("POST", "experiments/restore", experiments.restore, WRITE),
+    Route("POST", "experiments/update", experiments.update, WRITE),
+    Route("POST", "runs/create", runs.create, WRITE),
+    Route("POST", "runs/delete", runs.delete, WRITE, deletes="run_id"),
+    Route("POST", "runs/restore", runs.restore, WRITE),
+    Route("GET", "runs/get", runs.get, READ),
+    Route("POST", "runs/update", runs.update, WRITE),
+    Route("POST", "runs/log-metric", runs.log_metric, WRITE),
+    Route("POST", "runs/log-batch", runs.log_batch, WRITE, largest=runs.LARGEST_BATCH),
+    Route("POST", "runs/set-tag", runs.set_tag, WRITE),
+    Route("POST", "runs/log-parameter", runs.log_parameter, WRITE),
+    Route("GET", "metrics/get-history", runs.get_history, READ),
+    Route("POST", "runs/search", runs.search, READ),
+    Route("GET", "runs/search", runs.search, READ),
+    Route("GET", "artifacts/list", runs.list_artifacts, READ),
+)
+PREVIEW = Table(EARLY, _SHARED)
+SECOND = Table(
+    CURRENT,
+    (
+        *_SHARED,
+        Route("GET", "experiments/get-by-name", experiments.get_by_name, READ),
+        Route("POST", "experiments/search", experiments.search, READ),
+        Route("GET", "experiments/search", experiments.search, READ),
+        Route("POST", "experiments/set-experiment-tag", experiments.set_tag, WRITE),
+        Route("POST", "experiments/delete-experiment-tag", experiments.delete_tag, WRITE),
+        Route("POST", "runs/delete-tag", runs.delete_tag, WRITE),
+        Route("POST", "runs/log-inputs", runs.log_inputs, WRITE),
+        Route("POST", "runs/outputs", runs.log_outputs, WRITE),
+        Route("GET", "metrics/get-history-bulk", runs.get_history_bulk, READ),
+        Route("POST", "logged-models", models.create, WRITE),
+        Route("POST", "logged-models/search", models.search, READ),
+        Route("GET", "logged-models/{model_id}", models.get, READ),
+        Route("PATCH", "logged-models/{model_id}", models.finish, WRITE),
+        Route("DELETE", "logged-models/{model_id}", models.delete, WRITE, deletes="model_id"),
+        Route("POST", "logged-models/{model_id}/params", models.log_params, WRITE),
+        Route("PATCH", "logged-models/{model_id}/tags", models.set_tags, WRITE),
+        Route("DELETE", "logged-models/{model_id}/tags/{tag_key}", models.delete_tag, WRITE),
+    ),
+    refused=("registered-models/", "model-versions/"),
+)
+THIRD = Table(CURRENT, (Route("GET", "server-info", server.info, READ),))
+
+TABLES: Mapping[str, Table] = {"2.0/preview": PREVIEW, "2.0": SECOND, "3.0": THIRD}
+"""The generation that a URL names -> its endpoints."""

@@ -1,0 +1,365 @@
+"""Runs, as MLflow asks for them. Each function answers one row of `routes`."""
+
+import random
+import re
+from collections.abc import Sequence
+from posixpath import normpath
+from typing import cast
+
+from registry.domain import Principal
+from registry.errors import InvalidRequest
+from registry.services import Services
+from registry.tracking.query import Comparison, Operator, Search
+from registry.tracking.records import Input, Metric, ModelMetric, Page, Run, Status
+from registry.tracking.runs import Batch
+from registry.web.mlflow import filters, wire
+from registry.web.mlflow.experiments import LARGEST_PAGE, PAGE, view_of
+from registry.web.mlflow.names import random_name
+from registry.web.mlflow.wire import RUN_NAME, Json, Message
+
+LARGEST_BATCH = 1_000_000
+"""Bytes of the body of log-batch."""
+_METRICS = 1000
+_PARAMS = 100
+_TAGS = 100
+_TOTAL = 1000
+_LONGEST_KEY = 250
+_LONGEST_PARAM = 6000
+_LONGEST_TAG = 8000
+_DATASETS = 1000
+_HISTORY = 25_000
+_HISTORIES = 100
+_NAME = re.compile(r"[/\w.\- :]+")
+
+
+# One run
+
+
+def create(services: Services, _: Principal, message: Message) -> Json:
+    """runs/create"""
+    tags = dict(wire.deprecated_tags(message)) if message.flavour.early else {}
+    tags |= _tags(message)
+    name = message.text("run_name")
+    tagged = tags.get(RUN_NAME)
+    if name and tagged and name != tagged and not message.flavour.early:
+        raise InvalidRequest("run_name", f"differs from the tag {RUN_NAME}")
+    name = name or tagged or ("" if message.flavour.early else random_name(random))
+    if name:
+        tags[RUN_NAME] = name
+    started = message.integer("start_time")
+    run = services.tracking.runs.create(
+        message.experiment_id() if "experiment_id" in message else 0,
+        name=name,
+        user_id=message.text("user_id"),
+        started=started or None,
+        tags=tags,
+    )
+    return {"run": wire.run(run, message.flavour)}
+
+
+def get(services: Services, _: Principal, message: Message) -> Json:
+    """runs/get"""
+    return {"run": wire.run(services.tracking.runs.get(message.run_id()), message.flavour)}
+
+
+def update(services: Services, _: Principal, message: Message) -> Json:
+    """runs/update"""
+    name = message.text("run_name") or None
+    run = services.tracking.runs.update(
+        message.run_id(),
+        status=cast("Status | None", message.choice("status", wire.STATUSES)),
+        ended=message.integer("end_time"),
+        name=name,
+        tags={RUN_NAME: name} if name else {},
+    )
+    if message.flavour.early:
+        run = services.tracking.runs.get(run.id)  # whose tags say what fields said before
+    return {"run_info": wire.run_info(run, message.flavour)}
+
+
+def delete(services: Services, _: Principal, message: Message) -> Json:
+    """runs/delete"""
+    services.tracking.runs.delete(message.run_id())
+    return {}
+
+
+def restore(services: Services, _: Principal, message: Message) -> Json:
+    """runs/restore"""
+    services.tracking.runs.restore(message.run_id())
+    return {}
+
+
+# Logging
+
+
+def log_metric(services: Services, _: Principal, message: Message) -> Json:
+    """runs/log-metric"""
+    run_id = message.run_id()
+    metric = _metric(message)
+    services.tracking.runs.log(run_id, _of_metrics(run_id, [message], [metric]))
+    return {}
+
+
+def log_parameter(services: Services, _: Principal, message: Message) -> Json:
+    """runs/log-parameter"""
+    run_id = message.run_id()
+    if message.flavour.early:
+        key = _fits(message.needed("key"), "key", 255, "bytes")
+        value = _fits(message.given("value"), "value", 500, "bytes")
+    else:
+        key, value = _named(message), message.given("value")[:_LONGEST_PARAM]
+    services.tracking.runs.log(run_id, Batch(params=[(key, value)]))
+    return {}
+
+
+def set_tag(services: Services, _: Principal, message: Message) -> Json:
+    """runs/set-tag"""
+    run_id = message.run_id()
+    if message.flavour.early:
+        key = _fits(message.needed("key"), "key", 255, "bytes")
+        value = _fits(message.given("value"), "value", 5000, "bytes")
+    else:
+        key, value = _tag(message)
+    services.tracking.runs.log(run_id, Batch(tags={key: value}, name=_renamed({key: value})))
+    return {}
+
+
+def delete_tag(services: Services, _: Principal, message: Message) -> Json:
+    """runs/delete-tag"""
+    services.tracking.runs.delete_tag(message.run_id(), message.needed("key"))
+    return {}
+
+
+def log_batch(services: Services, _: Principal, message: Message) -> Json:
+    """runs/log-batch: all of it or nothing, which is more than MLflow promises."""
+    run_id = message.run_id()
+    measured = message.messages("metrics")
+    given = message.messages("params")
+    _limit("metrics", len(measured), _METRICS)
+    _limit("params", len(given), _PARAMS)
+    _limit("tags", len(message.messages("tags")), _TAGS)
+    total = len(measured) + len(given) + len(message.messages("tags"))
+    _limit("metrics, params, and tags", total, _TOTAL)
+    tags = _tags(message)
+    metrics = _of_metrics(run_id, measured, [_metric(item) for item in measured])
+    batch = Batch(
+        metrics=metrics.metrics,
+        params=[_param(item) for item in given],
+        tags=tags,
+        name=_renamed(tags),
+        model_metrics=metrics.model_metrics,
+    )
+    services.tracking.runs.log(run_id, batch)
+    return {}
+
+
+def log_inputs(services: Services, _: Principal, message: Message) -> Json:
+    """runs/log-inputs"""
+    used = message.messages("datasets")
+    _limit("datasets", len(used), _DATASETS)
+    inputs = []
+    for item in used:
+        data = wire.dataset(item.message("dataset"))
+        _fits(data.name, "dataset.name", 500, "bytes")
+        _fits(data.digest, "dataset.digest", 36)
+        tags = {
+            _fits(tag.needed("key"), "key", 255): _fits(tag.given("value"), "value", 500)
+            for tag in item.messages("tags")
+        }
+        inputs.append(Input(data, tags))
+    models = [item.needed("model_id") for item in message.messages("models")]
+    services.tracking.runs.log_inputs(message.run_id(), inputs, models)
+    return {}
+
+
+def log_outputs(services: Services, _: Principal, message: Message) -> Json:
+    """runs/outputs"""
+    made = [wire.output(item) for item in message.messages("models")]
+    services.tracking.runs.log_outputs(message.run_id(), made)
+    return {}
+
+
+def _metric(message: Message) -> Metric:
+    key = _named(message)
+    return Metric(
+        key, message.number("value"), message.moment("timestamp"), message.integer("step") or 0
+    )
+
+
+def _of_metrics(run_id: str, messages: Sequence[Message], metrics: Sequence[Metric]) -> Batch:
+    """Metrics of a run; one that names a model, or several on datasets, is also the model's."""
+    of_models = []
+    for message, metric in zip(messages, metrics, strict=True):
+        model = message.text("model_id")
+        if model:
+            name = _fits(message.text("dataset_name"), "dataset_name", 500, "bytes")
+            digest = _fits(message.text("dataset_digest"), "dataset_digest", 36)
+            of_models.append((model, ModelMetric(metric, run_id, name, digest)))
+    return Batch(metrics=metrics, model_metrics=of_models)
+
+
+def _named(message: Message) -> str:
+    """The key of a metric or a param, which clients may use as the name of a file."""
+    key = _fits(message.needed("key"), "key", _LONGEST_KEY)
+    if not message.flavour.early:
+        if not _NAME.fullmatch(key):
+            raise InvalidRequest(
+                "key",
+                f"invalid name {key!r}: names may only contain alphanumerics, underscores, dashes, "
+                "periods, spaces, colons and slashes",
+            )
+        if normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+            raise InvalidRequest("key", f"invalid name {key!r}: as a path it would be another one")
+    return key
+
+
+def _param(message: Message) -> tuple[str, str]:
+    key, value = _named(message), message.text("value")
+    if message.flavour.early:
+        return key, _fits(value, "value", 250)
+    return key, value[:_LONGEST_PARAM]
+
+
+def _tag(message: Message) -> tuple[str, str]:
+    key, value = _fits(message.needed("key"), "key", _LONGEST_KEY), message.text("value")
+    return key, value[:_LONGEST_TAG]
+
+
+def _tags(message: Message) -> dict[str, str]:
+    """The tags of a message, of which the last one of a key counts."""
+    found = dict(_tag(item) for item in message.messages("tags"))
+    if message.flavour.early:
+        for value in found.values():
+            _fits(value, "value", 250)
+    return found
+
+
+def _renamed(tags: dict[str, str]) -> str | None:
+    """The name that tags give to their run."""
+    return tags.get(RUN_NAME) or None
+
+
+def _fits(text: str, parameter: str, largest: int, unit: str = "characters") -> str:
+    size = len(text.encode()) if unit == "bytes" else len(text)
+    if size > largest:
+        raise InvalidRequest(parameter, f"exceeds the maximum length of {largest} {unit}")
+    return text
+
+
+def _limit(what: str, given: int, allowed: int) -> None:
+    if given > allowed:
+        raise InvalidRequest(
+            what,
+            f"A batch logging request can contain at most {allowed} {what}. Got {given} {what}. "
+            f"Please split up {what} across multiple requests and try again.",
+        )
+
+
+# Reading
+
+
+def get_history(services: Services, _: Principal, message: Message) -> Json:
+    """metrics/get-history"""
+    limit = message.limit("max_results", 0, LARGEST_PAGE) or None
+    page = services.tracking.runs.history(
+        message.run_id(), message.needed("metric_key"), limit, message.text("page_token")
+    )
+    found: Json = {}
+    if page.found:
+        found["metrics"] = [
+            wire.metric(it, message.flavour) for it in page.found if isinstance(it, Metric)
+        ]
+    if page.next:
+        found["next_page_token"] = page.next
+    return found
+
+
+def list_artifacts(services: Services, _: Principal, message: Message) -> Json:
+    """artifacts/list"""
+    run = services.tracking.runs.get(message.run_id())
+    return {"root_uri": wire.run_root(run)}
+
+
+def get_history_bulk(services: Services, _: Principal, message: Message) -> Json:
+    """metrics/get-history-bulk, which draws a metric of several runs."""
+    run_ids = message.texts("run_id")
+    if not run_ids:
+        raise InvalidRequest("run_id", "must be given at least once")
+    if len(run_ids) > _HISTORIES:
+        raise InvalidRequest("run_id", f"may be given {_HISTORIES} times at most")
+    limit = message.limit("max_results", _HISTORY, _HISTORY)
+    key = message.needed("metric_key")
+    found = services.tracking.runs.histories(sorted(run_ids), key, limit)
+    return {
+        "metrics": [
+            {**wire.metric(metric, message.flavour), "run_id": run_id}
+            for run_id, metric in found[:limit]
+        ]
+    }
+
+
+def search(services: Services, _: Principal, message: Message) -> Json:
+    """runs/search"""
+    view = view_of(message, "run_view_type")
+    if message.flavour.early:
+        if message.text("filter") and message.messages("anded_expressions"):
+            raise InvalidRequest("filter", "may not be provided when anded_expressions is present")
+        wanted = Search(
+            _anded(message) or filters.parse(message.text("filter"), filters.SEED),
+            limit=LARGEST_PAGE,
+        )
+    else:
+        wanted = Search(
+            filters.parse(message.text("filter"), filters.RUNS),
+            filters.parse_orders(message.texts("order_by"), filters.RUNS),
+            message.limit("max_results", PAGE, LARGEST_PAGE),
+            message.text("page_token"),
+        )
+    page = services.tracking.runs.search(message.experiment_ids(), view, wanted)
+    return _runs(page, message)
+
+
+def _runs(page: Page, message: Message) -> Json:
+    found: Json = {}
+    if page.found:
+        found["runs"] = [wire.run(it, message.flavour) for it in page.found if isinstance(it, Run)]
+    if page.next and not message.flavour.early:
+        found["next_page_token"] = page.next
+    return found
+
+
+_NUMERIC = {">": ">", ">=": ">=", "==": "=", "=": "=", "!=": "!=", "<=": "<=", "<": "<"}
+# What `~` means the document does not say, and no server ever did: here it is LIKE.
+_TEXTUAL = {"==": "=", "=": "=", "!=": "!=", "~": "like"}
+
+
+def _anded(message: Message) -> tuple[Comparison, ...]:
+    """The expressions that the early document has beside the filter."""
+    found = []
+    for item in message.messages("anded_expressions"):
+        if "metric" in item:
+            subject = item.message("metric")
+            clause = subject.message("float" if "float" in subject else "double")
+            operator = _comparator(clause, _NUMERIC)
+            found.append(
+                Comparison("metric", subject.needed("key"), operator, clause.number("value"))
+            )
+        else:
+            subject = item.message("parameter")
+            clause = subject.message("string")
+            operator = _comparator(clause, _TEXTUAL)
+            found.append(
+                Comparison("param", subject.needed("key"), operator, clause.given("value"))
+            )
+    if len(found) > filters.CLAUSES:
+        raise InvalidRequest("anded_expressions", f"more than {filters.CLAUSES} expressions")
+    return tuple(found)
+
+
+def _comparator(clause: Message, known: dict[str, str]) -> Operator:
+    given = clause.needed("comparator")
+    if given not in known:
+        raise InvalidRequest(
+            "comparator", f"invalid comparator {given!r}: one of {', '.join(known)}"
+        )
+    return cast(Operator, known[given])
