@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -92,8 +92,10 @@ class Services:
         """Builds all of them. Opens no connection and spawns no process. Raises SettingsError."""
         metrics = Metrics()
         gateway = GatewayLinks(settings.secret_keys, settings.public_url)
+        # One source for all locations of a profile: an answer over two of them has one key, too.
+        chain = lru_cache(maxsize=None)(chain_credentials)
         locations = tuple(
-            _location(item, f"storage[{index}]", gateway)
+            _location(item, f"storage[{index}]", gateway, chain)
             for index, item in enumerate(settings.storage)
         )
         _refuse_twins(settings.storage)
@@ -246,9 +248,12 @@ def _issuer(item: IssuerSettings, key: str, public_url: str, clock: Callable[[],
     )
 
 
-def _location(item: StorageSettings, key: str, gateway: GatewayLinks) -> Location:
+Chain = Callable[[str | None], Callable[[datetime], Credentials]]
+
+
+def _location(item: StorageSettings, key: str, gateway: GatewayLinks, chain: Chain) -> Location:
     try:
-        return Location(item.url, item.repositories, _signer(item, gateway))
+        return Location(item.url, item.repositories, _signer(item, gateway, chain))
     except ValueError as error:
         raise SettingsError(key, str(error)) from None
 
@@ -266,10 +271,10 @@ def _refuse_twins(storage: tuple[StorageSettings, ...]) -> None:
             seen.add(item.url)
 
 
-def _signer(item: StorageSettings, gateway: GatewayLinks) -> Signer:
+def _signer(item: StorageSettings, gateway: GatewayLinks, chain: Chain) -> Signer:
     match item:
         case S3Storage():
-            return _s3(item)
+            return _s3(item, chain)
         case AzureStorage():
             return _azure(item)
         case HttpStorage():
@@ -286,7 +291,7 @@ def _signer(item: StorageSettings, gateway: GatewayLinks) -> Signer:
             return LocalSigner(Path("/", item.url.path), gateway)
 
 
-def _s3(item: S3Storage) -> S3Signer:
+def _s3(item: S3Storage, chain: Chain) -> S3Signer:
     if item.access_key_id and item.secret_access_key:
         credentials: Callable[[datetime], Credentials] = static_credentials(
             item.access_key_id,
@@ -294,7 +299,7 @@ def _s3(item: S3Storage) -> S3Signer:
             _secret(item.session_token),
         )
     else:
-        credentials = chain_credentials(item.profile)
+        credentials = chain(item.profile)
     return S3Signer(
         item.url.authority,
         credentials=credentials,

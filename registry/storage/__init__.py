@@ -11,6 +11,7 @@ Nothing in a repository decides where a signature points: a DVC remote is only l
 and what the operator did not grant is refused before a single byte leaves the machine.
 """
 
+import logging
 import os
 import re
 import stat
@@ -25,7 +26,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import BinaryIO, Generic, Protocol, TypeVar
 from urllib.parse import unquote
 
@@ -41,9 +42,12 @@ from registry.errors import (
 from registry.storage.connections import pool_manager
 from registry.storage.stores import Store, Stores
 
+logger = logging.getLogger(__name__)
+
 LEAST_LIFE = timedelta(minutes=5)
 """Credentials with less life than this sign nothing: the link would die during the download."""
 
+_GIVEN_UP = timedelta(seconds=60)
 _CHUNK = 1 << 18
 _READS = 16
 """Objects that are read whole at the same time; a worker answers no more requests than that."""
@@ -200,9 +204,13 @@ Credential = TypeVar("Credential")
 class Renewed(Generic[Credential]):
     """Credentials that are renewed at half of their life, once for all threads.
 
-    While a renewal fails the old ones serve, as long as they live LEAST_LIFE more. Nobody waits
-    for a renewal that is not yet needed: one thread renews, the others sign with what is there.
+    While a renewal fails the old ones serve, as long as they live LEAST_LIFE more. A renewal runs
+    in a thread of its own, since a source that hangs can take minutes to be given up: nobody waits
+    for it while the old ones serve, but for the one who began it and a moment only.
     """
+
+    _MOMENT = 0.5
+    _PATIENCE = 3.0
 
     def __init__(
         self,
@@ -214,17 +222,19 @@ class Renewed(Generic[Credential]):
         self._expires = expires
         self._lock = Lock()
         self._current: tuple[Credential, datetime] | None = None
+        self._renewal: Event | None = None
         self._attempted: datetime | None = None
         self._failure: CredentialsUnavailable | None = None
 
     def __call__(self, now: datetime) -> Credential:
         """Credentials that live at least LEAST_LIFE from `now`. Raises CredentialsUnavailable."""
-        if self._due(now) and self._lock.acquire(blocking=self._usable(now) is None):
-            try:
-                if self._due(now):
-                    self._renew(now)
-            finally:
-                self._lock.release()
+        begun = self._begin(now)
+        if self._usable(now) is None:
+            renewal = self._renewal
+            if renewal and not renewal.wait(self._PATIENCE):
+                raise CredentialsUnavailable("the store", "where they come from does not answer")
+        elif begun:
+            begun.wait(self._MOMENT)
         usable = self._usable(now)
         if usable is not None:
             return usable[0]
@@ -232,13 +242,32 @@ class Renewed(Generic[Credential]):
             raise CredentialsUnavailable(self._failure.location, self._failure.problem)
         raise CredentialsUnavailable("the store", "the new ones expire within five minutes")
 
-    def _renew(self, now: datetime) -> None:
-        self._attempted = now
+    def _begin(self, now: datetime) -> Event | None:
+        """Begins a renewal if one is due and none is under way: it is over when this is set."""
+        if not self._due(now):
+            return None
+        with self._lock:
+            if not self._due(now) or (self._renewal and now - (self._attempted or now) < _GIVEN_UP):
+                return None
+            self._attempted = now
+            renewal = self._renewal = Event()
+        Thread(target=self._renew, args=(now, renewal), name="credentials", daemon=True).start()
+        return renewal
+
+    def _renew(self, now: datetime, renewal: Event) -> None:
         try:
             self._current = self._obtain(now), now
             self._failure = None
         except CredentialsUnavailable as error:
             self._failure = error
+        except Exception as error:  # nobody is above this thread to be told
+            logger.exception("credentials were not renewed")
+            self._failure = CredentialsUnavailable("the store", type(error).__name__)
+        finally:
+            with self._lock:
+                if self._renewal is renewal:
+                    self._renewal = None
+            renewal.set()
 
     def _due(self, now: datetime) -> bool:
         # A source that is down is asked once a minute while the old credentials serve, and every

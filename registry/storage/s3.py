@@ -73,14 +73,20 @@ def chain_credentials(profile: str | None = None) -> Callable[[datetime], Creden
     def obtain(_now: datetime) -> Credentials:
         # Imported when a chain is asked for the first time: boto3 weighs tens of megabytes.
         import boto3  # type: ignore[import-untyped]  # noqa: PLC0415
+        from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415
         from botocore.exceptions import (  # type: ignore[import-untyped]  # noqa: PLC0415
             BotoCoreError,
             ClientError,
         )
+        from botocore.session import Session  # type: ignore[import-untyped]  # noqa: PLC0415
 
         try:
             # A new session for each renewal: one session would keep to its own, later schedule.
-            found: Any = boto3.Session(profile_name=profile).get_credentials()
+            session = Session(profile=profile)
+            # With the limits of botocore, a token service that hangs is asked for minutes.
+            limits = Config(connect_timeout=2, read_timeout=4, retries={"total_max_attempts": 2})
+            session.set_default_client_config(limits)
+            found: Any = boto3.Session(botocore_session=session).get_credentials()
             frozen = found.get_frozen_credentials() if found else None
         except (BotoCoreError, ClientError, OSError, ValueError, KeyError) as error:
             # The message may quote what a credential process printed.

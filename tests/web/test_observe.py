@@ -270,6 +270,7 @@ class TestReadiness:
             lock.execute("PRAGMA locking_mode=EXCLUSIVE")
             registry.services.access.close()
             registry.services.audit.close()
+            registry.services.issued.close()
             lock.execute("BEGIN EXCLUSIVE")
             lock.execute("DELETE FROM tokens WHERE id = 'none'")
             lock.commit()
