@@ -32,6 +32,8 @@ class HttpGit:
     """Answers 503 to everything while it is set."""
     denies: bool = False
     """Answers 401 to everybody while it is set."""
+    forged: tuple[bytes, bytes] | None = None
+    """Says the second where Git says the first, which is as long, while it is set."""
     redirect: str | None = None
     """Redirects everything to this URL while it is set."""
 
@@ -85,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         pairs = (line.partition(": ") for line in head.decode().splitlines())
         headers = {name: value for name, _, value in pairs}
         status = int(headers.pop("Status", "200").split()[0])
+        if self.server.served.forged:
+            answer = answer.replace(*self.server.served.forged)
         self._answer(status, headers, answer)
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:

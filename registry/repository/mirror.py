@@ -30,7 +30,7 @@ from typing import BinaryIO, Literal
 
 from registry import gto
 from registry.domain import Revision
-from registry.repository.commands import Commands, GitFailed
+from registry.repository.commands import Commands, GitFailed, GitSilent
 from registry.repository.origin import Origin
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ _KEEP = "refs/registry/keep/"
 
 _FEW_REFS = 100
 _PLAIN_REF = re.compile(rb"refs/(?:heads|tags)/[A-Za-z0-9._/@#!=+-]+")
+_ANY_REF = re.compile(rb"refs/(?:heads|tags)/[^\x00-\x20\x7f:*?\[\\^~]+")
+_GROUP = 1000
+_FEW_BROKEN = 20
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _TAG_FORMAT = (
     "%(refname:strip=2) %(objecttype) %(objectname) %(*objecttype) %(*objectname)"
@@ -187,12 +190,12 @@ class Mirror:
                 return True
         try:
             self._fetch(self.commands, lock, _REFSPECS)
-        except GitFailed:
+        except GitFailed as error:
             # The origin did answer. Either it is not well, or the mirror is not.
-            if self._is_sound():
-                raise
-            logger.warning("%s is damaged: cloning again", self.commands.git_dir)
-            return False
+            if not self._is_sound():
+                logger.warning("%s is damaged: cloning again", self.commands.git_dir)
+                return False
+            self._fetch_apart(self.commands, lock, listing, error)
         return True
 
     def _new_refs(self, listing: bytes) -> tuple[str, ...]:
@@ -243,10 +246,46 @@ class Mirror:
             f"--object-format={'sha256' if sha256 else 'sha1'}",
             limit=LOOK_LIMIT,
         )
-        self._fetch(fresh, lock, _REFSPECS)
+        try:
+            self._fetch(fresh, lock, _REFSPECS)
+        except GitFailed as error:
+            self._fetch_apart(fresh, lock, listing, error)
         if self.commands.git_dir.exists():
             self.commands.git_dir.rename(self._outgoing)
         fresh.git_dir.rename(self.commands.git_dir)
+
+    def _fetch_apart(self, commands: Commands, lock: int, listing: bytes, error: GitFailed) -> None:
+        """Fetches what can be fetched, where all refs at once cannot be: one with broken objects
+        must not keep the others from being seen. It stays what it was, if it was anything. Raises
+        `error` if it is not about single refs.
+        """
+        command = ("for-each-ref", "--format=%(objectname)%09%(refname)", "refs/heads", "refs/tags")
+        here = set(commands.read(*command, limit=LOOK_LIMIT).splitlines())
+        there = set(listing.splitlines())
+        names = {line.partition(b"\t")[2] for line in there}
+        gone = {line.partition(b"\t")[2] for line in here} - names
+        deleted = b"".join(b"delete %b\n" % name for name in gone)
+        if deleted:
+            commands.read("update-ref", "--stdin", given=deleted, limit=self._fetch_limit)
+        new = sorted(line.partition(b"\t")[2] for line in there - here)
+        fit = [os.fsdecode(name) for name in new if _ANY_REF.fullmatch(name)]
+        groups = [fit[at : at + _GROUP] for at in range(0, len(fit), _GROUP)]
+        broken = 0
+        while groups:
+            group = groups.pop()
+            try:
+                self._fetch(commands, lock, [f"+{name}:{name}" for name in group])
+            except GitSilent:
+                raise
+            except GitFailed as problem:
+                if len(group) > 1:
+                    middle = len(group) // 2
+                    groups += group[:middle], group[middle:]
+                    continue
+                broken += 1
+                if broken > _FEW_BROKEN:
+                    raise error from None
+                logger.warning("%s: %r is left out: %s", commands.git_dir, group[0], problem)
 
     def _fetch(self, commands: Commands, lock: int, refspecs: Iterable[str]) -> None:
         commands.ask_origin(
