@@ -5,7 +5,8 @@ RegistryError
  ├── InvalidRequest              the question itself is malformed
  ├── Unauthenticated             no token, or one that does not hold
  │    ├── HookRefused            a webhook of nobody we know
- │    └── ExchangeRefused        an ID token that does not hold, or lets nobody in
+ │    ├── ExchangeRefused        an ID token that does not hold, or lets nobody in
+ │    └── TokenRefused           said by a service to a client
  ├── Forbidden                   a token that holds, without the scope that is needed
  ├── TooManyRequests             a token that asks more often than it may
  ├── InvalidLink                 a gateway link that was changed, or whose hour is over
@@ -16,6 +17,11 @@ RegistryError
  │    ├── ExperimentDeleted      a deleted experiment takes nothing new
  │    └── RunDeleted             a deleted run takes nothing new
  ├── NotServed                   a part of a dialect that this service does not speak
+ ├── ClientError                 where a client runs: no service ever answers it
+ │    ├── NotARegistry           what answers at the URL of the service is none
+ │    ├── ArtifactMoved          a stage moved while it was downloaded
+ │    ├── FileInTheWay           something else is where a file is to be written
+ │    └── TargetUnusable         the target cannot be written, or has no room
  ├── NotFound
  │    ├── TokenNotFound          no token has this id
  │    ├── RepositoryNotFound     not configured, or not for this principal: the two look alike
@@ -29,7 +35,8 @@ RegistryError
  │    ├── ExperimentNotFound     never created, or not in the state that was asked for
  │    ├── RunNotFound            never created
  │    ├── LoggedModelNotFound    never created, or deleted
- │    └── TagNotFound            nothing is tagged so
+ │    ├── TagNotFound            nothing is tagged so
+ │    └── NotFoundThere          said by a service to a client
  ├── Unsignable                  found, but no link can be given for it
  │    ├── InvalidMetadata        a file of the repository is broken or hostile
  │    ├── UnsafePath             a path that a client must not write to
@@ -37,7 +44,8 @@ RegistryError
  │    ├── LocationNotGranted     the operator did not grant this storage location
  │    ├── NotInStorage           DVC's files say that the object is not in remote storage
  │    ├── ObjectMissing          they say that it is, and the store does not have it
- │    └── NoChecksum             DVC records no MD5 by which a file could be checked
+ │    ├── NoChecksum             DVC records no MD5 by which a file could be checked
+ │    └── UnsignableThere        said by a service to a client
  └── Unavailable                 try again later
       ├── DatabaseUnavailable    the database that holds the tokens does not answer
       ├── MirrorNotReady         the first clone is still under way
@@ -47,6 +55,7 @@ RegistryError
       ├── CredentialsUnavailable the credentials for signing are gone or about to expire
       ├── ClockSkewed            our clock and the store's are too far apart: it would refuse links
       ├── ObjectCorrupt          the store has other bytes than those the object is named by
+      ├── ServiceUnavailable     a client cannot reach its service, or is told to come later
       └── StorageUnavailable     the object store does not answer, or answers nonsense
 
 No class knows an HTTP status: `registry.web.errors` maps kinds to statuses, once.
@@ -131,6 +140,18 @@ class ExchangeRefused(Unauthenticated):
     def detail(self) -> str:
         """Says why: whoever holds the ID token knows already what is in it."""
         return f"This ID token is not accepted: {self.problem}."
+
+
+@dataclass(eq=False)
+class TokenRefused(Unauthenticated):
+    """The service does not take the client's token, or was given none."""
+
+    service: str
+
+    @property
+    def detail(self) -> str:
+        """Names the service, and what to set."""
+        return f"{self.service} refuses the token: set REGISTRY_TOKEN to one that holds."
 
 
 @dataclass(eq=False)
@@ -256,6 +277,61 @@ class NotServed(RegistryError):
     def detail(self) -> str:
         """Names it."""
         return f"This service does not serve {_shortened(self.endpoint)}."
+
+
+class ClientError(RegistryError):
+    """Something went wrong where a client runs."""
+
+
+@dataclass(eq=False)
+class NotARegistry(ClientError):
+    """What answers at the URL that was given for a service is none."""
+
+    service: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the URL."""
+        return f"{self.service} does not answer as a registry does: {self.problem}."
+
+
+@dataclass(eq=False)
+class ArtifactMoved(ClientError):
+    """What was asked for means another revision now than when the download began."""
+
+    name: str
+
+    @property
+    def detail(self) -> str:
+        """Says what to do: nothing of the other model was written."""
+        return f"{self.name!r} was assigned anew during the download: run it again."
+
+
+@dataclass(eq=False)
+class FileInTheWay(ClientError):
+    """Something that the client did not make is where it is to write a file."""
+
+    path: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the file."""
+        return f"{self.path!r} is in the way: {self.problem}."
+
+
+@dataclass(eq=False)
+class TargetUnusable(ClientError):
+    """The directory to download to cannot be written, or the disk is full."""
+
+    directory: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Names the directory."""
+        return f"{self.directory} cannot be written to: {self.problem}."
 
 
 class NotFound(RegistryError):
@@ -429,6 +505,19 @@ class TagNotFound(NotFound):
         return f"No tag with name {_shortened(self.key)!r} in {self.owner}."
 
 
+@dataclass(eq=False)
+class NotFoundThere(NotFound):
+    """A service does not find it. `code` is the kind of error there."""
+
+    said: str
+    code: str = ""
+
+    @property
+    def detail(self) -> str:
+        """What the service says."""
+        return self.said
+
+
 class Unsignable(RegistryError):
     """The artifact was found, but no link can be given for it."""
 
@@ -530,6 +619,19 @@ class ObjectMissing(Unsignable):
         md5 = f" {self.md5}" if self.md5 else ""
         where = f" at {self.location}" if self.location else ""
         return f"{self.path!r}: its object{md5} is missing{where}: run `dvc push`."
+
+
+@dataclass(eq=False)
+class UnsignableThere(Unsignable):
+    """A service finds it, and can give no link for it. `code` is the kind of error there."""
+
+    said: str
+    code: str = ""
+
+    @property
+    def detail(self) -> str:
+        """What the service says."""
+        return self.said
 
 
 class Unavailable(RegistryError):
@@ -653,6 +755,20 @@ class ObjectCorrupt(Unavailable):
     def detail(self) -> str:
         """Names the object."""
         return f"Storage {self.location}: its bytes do not have the MD5 {self.md5}."
+
+
+@dataclass(eq=False)
+class ServiceUnavailable(Unavailable):
+    """A client cannot reach its service, or was told to come later for too long."""
+
+    service: str
+    problem: str
+    retry_after: int = 5
+
+    @property
+    def detail(self) -> str:
+        """Names the service, and what it said."""
+        return f"{self.service}: {self.problem}."
 
 
 @dataclass(eq=False)

@@ -14,6 +14,21 @@ ALLOWED = {
     "registry.__init__": {"registry.api"},
     "registry.api": {"registry.direct", "registry.domain", "registry.user"},
     "registry.user": set(),
+    "registry.connections": {"registry.storage"},
+    "registry.client": {
+        "registry.connections",
+        "registry.domain",
+        "registry.errors",
+        "registry.receipt",
+        "registry.storage",
+    },
+    "registry.transfer": {
+        "registry.connections",
+        "registry.domain",
+        "registry.errors",
+        "registry.receipt",
+        "registry.storage",
+    },
     "registry.direct": {
         "registry.contents",
         "registry.domain",
@@ -162,7 +177,12 @@ CONFINED = {
     "botocore": {"registry.storage.s3"},
     "azure": {"registry.storage.azure"},
     "jwt": {"registry.federation"},
-    "urllib3": {"registry.federation.keys", "registry.storage"},
+    "urllib3": {
+        "registry.client",
+        "registry.connections",
+        "registry.federation.keys",
+        "registry.storage",
+    },
     "sqlalchemy": {
         "registry.access",
         "registry.audit",

@@ -20,6 +20,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from registry.errors import (
+    ClientError,
     Conflict,
     DatabaseUnavailable,
     ExchangeRefused,
@@ -64,6 +65,7 @@ STATUS: dict[type[RegistryError], int] = {
     OriginUnavailable: 502,
     StorageUnavailable: 502,
     SettingsError: 500,  # found at start-up, before there is anybody to answer
+    ClientError: 500,  # and these where nobody answers at all
 }
 
 
