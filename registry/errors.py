@@ -515,7 +515,7 @@ class NotFoundThere(NotFound):
     @property
     def detail(self) -> str:
         """What the service says."""
-        return self.said
+        return f"The service says: {self.said}"
 
 
 class Unsignable(RegistryError):
@@ -631,7 +631,7 @@ class UnsignableThere(Unsignable):
     @property
     def detail(self) -> str:
         """What the service says."""
-        return self.said
+        return f"The service says: {self.said}"
 
 
 class Unavailable(RegistryError):
