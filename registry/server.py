@@ -1,21 +1,244 @@
-"""What gunicorn reads: `gunicorn --config python:registry.server`. Logging, and the end of workers.
+"""What gunicorn reads: `gunicorn --config python:registry.server registry.wsgi:app`.
 
-The rest of its settings are arguments of `registry serve`.
+Every setting is here but where to listen and how many workers to run, so that gunicorn started by
+hand is the server that `registry serve` starts. GUNICORN_CMD_ARGS overrides each of them.
+
+    a client has    to                                   and then
+    5 s             send the head of a request           its connection is closed
+    10 s            send the body, after the head        the body ends there
+    30 s            read on, while an answer is sent     its connection is closed
+    75 s            ask again on an open connection      it is closed
+    25 s            be answered after SIGTERM            its connection is closed
 """
 
+import errno
+import logging
 import os
+import signal
+import socket
+import struct
+import sys
+import time
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+
 from registry import logs, metrics
 
+HEAD, BODY, WRITE = 5, 10, 30
+"""Seconds that a client has, as in the table above."""
+LAST = 5
+"""Seconds before gunicorn kills a worker that drains: for what was answered to be written down."""
+AGAIN = 2
+"""Seconds until another worker is tried where one could not start."""
+QUEUE = 0.2
+"""Seconds for which a worker that was told to stop goes on accepting what was on its way."""
+
+worker_class = "registry.server.Worker"
+workers = 2
+threads = 16  # requests wait for Git and for storage
+timeout = 60  # a worker that does not say for so long that it lives is replaced
+graceful_timeout = 30
+keepalive = 75  # longer than a proxy keeps a connection that it may want to use once more
+limit_request_line = 8190  # the longest query: repositories and paths are long when escaped
+limit_request_fields = 64
+limit_request_field_size = 8190
+control_socket_disable = True  # nobody asked for a way in
+loglevel = "warning"
+# No access log of gunicorn's: its lines would hold gateway links, which are secrets.
 logconfig_dict = logs.CONFIGURATION
+
+logger = logging.getLogger(__name__)
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's worker with threads, which no client and no restart can hold up.
+
+    Its threads wait for a slow client without end, its loop lingers up to 2 s over a connection
+    that is to be closed, and while it drains, others wait in a queue only to be turned away.
+    """
+
+    sockets: list[Any]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Connections that threads are busy with, and when they must be done reading.
+        self._busy: dict[Any, float] = {}
+        self._drained = float("inf")
+
+    def init_process(self) -> None:
+        """Works until it is told to stop."""
+        # Whoever connects and says nothing is not even accepted, for as long as a head may take.
+        _defer(self.sockets, HEAD)
+        for listener in self.sockets:
+            # Every connection that is accepted inherits this, on Linux. What has left in part when
+            # the time is over is tried once more.
+            limit = struct.pack("ll", WRITE // 2, 0)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Loads the application. A worker that replaces another one is tried again if it cannot:
+        gunicorn would end the server, and with it those who still answer.
+        """
+        try:
+            super().load_wsgi()
+        except Exception:
+            if self.age <= self.cfg.workers:
+                raise
+            logger.exception("a worker could not start, and will be tried again")
+            time.sleep(AGAIN)
+            sys.exit(1)
+
+    def notify(self) -> None:
+        """Says that the worker lives, at least once a second; and ends what takes too long."""
+        super().notify()
+        now = time.monotonic()
+        if not self.alive:
+            self._drained = min(self._drained, now + self.cfg.graceful_timeout - LAST)
+        for connection, deadline in list(self._busy.items()):
+            if now > self._drained:
+                _shut(connection.sock, socket.SHUT_RDWR)
+            elif now > deadline:
+                # Who reads finds an end. Who has read everything is not concerned.
+                _shut(connection.sock, socket.SHUT_RD)
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Takes connections or not. A worker that stops takes those on their way, and leaves.
+
+        Whoever comes after the last worker of a server left is refused, which a proxy takes for
+        an invitation to ask the next host; gunicorn's would wait for the drain and be reset.
+        """
+        leaves = not enabled and not self.alive
+        if leaves and self._accepting:
+            _defer(self.sockets, 0)
+            over = time.monotonic() + QUEUE
+            while time.monotonic() < over:
+                self.wait_for_and_dispatch_events(QUEUE / 4)
+        super().set_accept_enabled(enabled)
+        if leaves:
+            left, self.sockets = self.sockets, []
+            for listener in left:
+                before = -1
+                while before < self.nr_conns < self.worker_connections:
+                    before = self.nr_conns
+                    self.accept(listener)
+                listener.close()
+
+    def handle(self, connection: Any) -> Any:
+        """Reads a request and answers it, in a thread."""
+        self._busy[connection] = time.monotonic() + HEAD
+        try:
+            return super().handle(connection)
+        finally:
+            del self._busy[connection]
+
+    def handle_request(self, request: Any, connection: Any) -> Any:
+        """Answers a request whose head was read."""
+        names = {name for name, _ in request.headers}
+        has_body = "CONTENT-LENGTH" in names or "TRANSFER-ENCODING" in names
+        self._busy[connection] = time.monotonic() + BODY if has_body else float("inf")
+        # gunicorn sends the head of an answer and then the body: together they are one segment,
+        # if they fit, and one look for whoever waits. What is longer leaves in full segments.
+        corked = "EXPECT" not in names and _cork(connection.sock, True)
+        try:
+            return super().handle_request(request, connection)
+        except BlockingIOError as error:  # SO_SNDTIMEO
+            problem = "the client does not read on"
+            raise ConnectionResetError(errno.ECONNRESET, problem) from error
+        finally:
+            if corked:
+                _cork(connection.sock, False)
+
+    def finish_request(self, connection: Any, done: "Future[Any]") -> None:
+        """Keeps the connection or closes it, in the loop; but lingers only in a thread."""
+        if done.cancelled() or done.exception() or done.result():
+            super().finish_request(connection, done)
+            return
+        self.nr_conns -= 1
+        if not _closed(connection.sock):
+            self.tpool.submit(connection.close, graceful=True)
+
+
+def _defer(listeners: list[Any], seconds: int) -> None:
+    for listener in listeners:
+        with suppress(OSError, AttributeError):  # a Unix socket, or not Linux
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+
+
+def _cork(connection: Any, on: bool) -> bool:
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+    except (OSError, AttributeError):  # closed, a Unix socket, or not Linux
+        return False
+    return True
+
+
+def _closed(connection: Any) -> bool:
+    """Closes the connection to a client that has said all it had to, and tells whether it did.
+
+    One that still talks would lose the answer: its kernel throws away what it has not read.
+    """
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.setblocking(False)
+        try:
+            if connection.recv(4096):
+                return False
+        except BlockingIOError:
+            pass
+    with suppress(OSError):
+        connection.close()
+    return True
+
+
+def _shut(connection: Any, how: int) -> None:
+    with suppress(OSError):  # closed meanwhile
+        connection.shutdown(how)
+
+
+def when_ready(server: Any) -> None:
+    """Makes SIGHUP harmless while the configuration is not one to start workers with.
+
+    gunicorn replaces its workers whether or not the new ones can start, and ends if they cannot.
+    """
+    reload = server.handle_hup
+
+    def handle_hup() -> None:
+        if _can_start():
+            reload()
+
+    server.handle_hup = handle_hup
+
+
+def _can_start() -> bool:
+    """Whether the configuration holds, tried in a process of its own: this one is to stay small."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from registry.errors import RegistryError  # noqa: PLC0415 only in the child
+        from registry.services import Services  # noqa: PLC0415
+        from registry.settings import Settings  # noqa: PLC0415
+
+        try:
+            Services.of(Settings.load())
+        except RegistryError as error:
+            logger.error("the configuration is not read again, it does not hold: %s", error)
+            os._exit(1)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def child_exit(_: object, worker: Any) -> None:
     """Takes what a worker that ended had in memory out of the metrics."""
-    metrics.forget(worker.pid)
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        metrics.forget(worker.pid)
 
 
 def on_exit(_: object) -> None:

@@ -153,24 +153,13 @@ def _environment(config: Path) -> dict[str, str]:
 
 
 def gunicorn_command(host: str, port: int, workers: int) -> list[str]:
-    """Threads, since requests wait for Git and storage; links fit into the longest request line.
+    """What starts the server. All that gunicorn needs to know besides stands in registry/server.py.
 
-    There is no access log of gunicorn's: its lines would hold gateway links, which are secrets.
+    What is said here is the last word: GUNICORN_CMD_ARGS overrides the rest.
     """
-    options = {
-        "config": "python:registry.server",
-        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        "workers": workers,
-        "worker-class": "gthread",
-        "threads": 16,
-        "timeout": 60,
-        "graceful-timeout": 30,
-        "keep-alive": 75,
-        "limit-request-line": 8190,
-        "log-level": "warning",
-    }
-    arguments = [item for key, value in options.items() for item in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "gunicorn", *arguments, "registry.wsgi:app"]
+    bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    options = ["--config", "python:registry.server", "--bind", bind, "--workers", str(workers)]
+    return [sys.executable, "-m", "gunicorn", *options, "registry.wsgi:app"]
 
 
 def _is_up(server: "subprocess.Popen[bytes]", url: str) -> bool:

@@ -336,11 +336,11 @@ class _Ledger:
 def descendants(pid: int) -> Iterator[int]:
     """A process and all that descend from it and live."""
     children = defaultdict(list)
-    for place in _PROC.glob("[0-9]*/stat"):
-        with suppress(OSError):
+    for place in _PROC.glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
             # The name of the program, in parentheses, may hold anything.
-            parent = int(place.read_text().rpartition(")")[2].split()[1])
-            children[parent].append(int(place.parent.name))
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            children[parent].append(int(place.name))
     waiting = [pid]
     while waiting:
         one = waiting.pop()

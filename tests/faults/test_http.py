@@ -1,0 +1,220 @@
+"""Clients that are slow, silent, gone or too large, with no proxy before the service."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from gitrepo import GitRepository
+from servers import registry as server
+from service import Store, artifacts, digest, output, remote
+
+from faults.observer import ENDPOINT, Observer, until
+from faults.origins import BUCKET, LINKS, model
+from faults.processes import Burden, workers
+from faults.wire import Connection, request
+
+pytestmark = pytest.mark.servers
+NAME = "team/models"
+ALIVE = request("/healthz")
+CROWD = 200
+FILES = 20_000  # megabytes of links: more than what fits into the buffers of a connection
+GONE = 1500
+STORE = {
+    "url": BUCKET,
+    "repositories": ["*"],
+    "access_key_id": "AKIATEST",
+    "secret_access_key": "canary-in-the-keys-of-the-store",
+}
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, servers_directory) -> Iterator[Observer]:
+    """One service that takes it all: it is the same processes until the end."""
+    directory = servers_directory / "faults-http"
+    directory.mkdir()
+    origin = model(tmp_path_factory.mktemp("http") / "models.git")
+    key = "canary-in-the-key-that-signs-tokens-and-links"
+    repository = {"name": NAME, "url": str(origin.path)}
+    with (
+        server.start(directory, [repository], [STORE], secret_key=key) as service,
+        Observer(
+            service, {NAME: origin}, granted=[LINKS], secrets=[key, STORE["secret_access_key"]]
+        ) as watched,
+    ):
+        before = workers(service.pid)
+        yield watched
+        assert workers(service.pid) == before
+
+
+def question(watched: Observer, name: str = "m") -> bytes:
+    return request(f"{ENDPOINT}?repo={NAME}&name={name}", f"Authorization: token {watched.token}")
+
+
+def crowd(
+    watched: Observer, held: ExitStack, count: int = CROWD, receive: int | None = None
+) -> list[Connection]:
+    url = watched.service.url
+    return [held.enter_context(Connection(url, receive=receive)) for _ in range(count)]
+
+
+def test_a_small_answer_is_one_segment(watched) -> None:
+    """In two, the second one could wait for the client's kernel to have seen the first: 40 ms."""
+    asked = [question(watched), ALIVE, question(watched, "unknown"), request("/readyz")]
+    with Connection(watched.service.url) as client:
+        for count, data in enumerate(asked * 5, 1):
+            client.send(data)
+            client.answer()
+            assert client.segments() == count
+        client.send(request("/healthz", method="HEAD"))
+        client.answer(has_body=False)
+        assert client.segments() == len(asked) * 5 + 1
+
+
+def test_a_client_that_asks_whether_to_go_on_is_told_before_anything_else(watched) -> None:
+    head = request("/hooks/github", "Content-Length: 2", "Expect: 100-continue", method="POST")
+    with Connection(watched.service.url) as client:
+        client.send(head)
+        assert client.answer()[0] == 100
+        client.send(b"{}")
+        assert client.answer()[0] == 401
+
+
+def test_clients_that_say_nothing_keep_nobody_waiting(watched) -> None:
+    with ExitStack() as held:
+        silent = crowd(watched, held)
+
+        assert watched.ask(NAME).status == 200
+        for client in silent:  # nor are they forgotten
+            client.send(ALIVE)
+        assert {client.answer()[0] for client in silent} == {200}
+
+
+def test_clients_that_keep_their_connections_keep_nobody_waiting(watched) -> None:
+    with ExitStack() as held:
+        idle = crowd(watched, held)
+        for client in idle:
+            client.send(ALIVE)
+        assert {client.answer()[0] for client in idle} == {200}
+
+        assert watched.ask(NAME).status == 200
+        for client in idle:
+            client.send(ALIVE)
+        assert {client.answer()[0] for client in idle} == {200}
+
+
+@pytest.mark.parametrize("data", [request("/healthz", "Connection: close"), b"nonsense\r\n\r\n"])
+def test_clients_that_do_not_hang_up_keep_nobody_waiting(watched, data) -> None:
+    """Each was told that the connection is over, and keeps its own end."""
+    with ExitStack() as held:
+        for client in crowd(watched, held):
+            client.send(data)
+
+        assert watched.ask(NAME).status == 200
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(watched) -> None:
+    """As many as there are threads, each of which sends a byte now and then."""
+    with ExitStack() as held:
+        slow = crowd(watched, held, 32)
+        for client in slow:
+            client.send(b"GET /healthz HTTP/1.1\r\nX: ")
+
+        def all_closed() -> bool:
+            for client in slow:
+                client.send(b"x")
+            return all(client.is_closed() for client in slow)
+
+        until(all_closed)
+        assert watched.ask(NAME).status == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(watched) -> None:
+    head = request("/hooks/github", "Content-Length: 1000", method="POST")
+    with ExitStack() as held:
+        slow = crowd(watched, held, 8)
+        for client in slow:
+            client.send(head + b"{")
+
+        until(lambda: all(client.is_closed() for client in slow))
+        assert watched.ask(NAME).status == 200
+
+
+def long_line(length: int) -> bytes:
+    path = "/healthz?" + "x" * (length - len("GET /healthz? HTTP/1.1"))
+    return request(path, "Connection: close")
+
+
+LIMITS = [
+    (200, long_line(8190)),
+    (414, long_line(8191)),
+    (414, long_line(100_000)),
+    (200, request("/healthz", "X: " + "x" * 8000, "Connection: close")),
+    (431, request("/healthz", "X: " + "x" * 65_536)),
+    (431, request("/healthz", *["X: y"] * 65)),
+    (401, request("/hooks/github", method="POST", body=b"x" * (1 << 20))),
+    (413, request("/hooks/github", method="POST", body=b"x" * ((1 << 20) + 1))),
+    (413, request("/hooks/github", "Content-Length: 9999999999", method="POST")),
+    (200, request("/healthz", "Connection: close", body=b"x" * 65_536)),
+]
+
+
+def test_what_is_too_large_is_refused_and_costs_no_worker(watched) -> None:
+    before = workers(watched.service.pid)
+    for status, data in LIMITS:
+        with Connection(watched.service.url) as client:
+            client.send(data)
+            assert client.answer()[0] == status, data[:40]
+
+    assert watched.ask(NAME).status == 200
+    assert workers(watched.service.pid) == before
+
+
+@pytest.fixture
+def streaming(serve, tmp_path) -> Observer:
+    """A service whose artifact `m` is a directory of so many files that its answer is streamed."""
+    store = Store(tmp_path / "store")
+    files = [{"md5": digest(str(n)), "relpath": f"part-{n:05}.bin"} for n in range(FILES)]
+    md5 = store.put(json.dumps(files), ".dir")
+    origin = GitRepository(tmp_path / "models.git")
+    origin.commit(
+        {
+            ".dvc/config": remote(store.url),
+            "dvc.yaml": artifacts(m="data"),
+            "data.dvc": output("data", md5),
+        }
+    )
+    origin.tag("m@v1.0.0")
+    return serve({NAME: origin}, storage=[{"url": store.url, "repositories": ["*"]}])
+
+
+def test_clients_that_go_away_or_do_not_read_on_leave_nothing_behind(streaming) -> None:
+    asked = question(streaming)
+
+    def go_away(_: object) -> None:
+        client = Connection(streaming.service.url, receive=4096)
+        client.send(asked)
+        assert client.socket.recv(512).startswith(b"HTTP/1.1 200 ")
+        client.reset()
+
+    def many(count: int) -> None:
+        with ThreadPoolExecutor(32) as clients:
+            assert len([*clients.map(go_away, range(count))]) == count
+
+    assert len(streaming.ask(NAME).links) == FILES
+    many(GONE // 10)
+    before, there = Burden.of(streaming.service.pid), workers(streaming.service.pid)
+    with ExitStack() as held:
+        deaf = crowd(streaming, held, 4, receive=4096)
+        for client in deaf:
+            client.send(asked)
+        many(GONE)
+        until(lambda: all(client.is_refused() for client in deaf))
+    # One for a hundred clients would be too much; a pool of threads may have grown to its size.
+    until(lambda: Burden.of(streaming.service.pid).files <= before.files + GONE // 100)
+    after = Burden.of(streaming.service.pid)
+    assert after.threads <= before.threads + 2 * 16
+    assert after.memory <= before.memory + (24 << 20)
+    assert workers(streaming.service.pid) == there
+    assert len(streaming.ask(NAME).links) == FILES
