@@ -134,6 +134,9 @@ class Deletion:
     decision: Literal["deleted"] = "deleted"
 
 
+Happening = Event | Exchange | Deletion | Change
+
+
 @dataclass(frozen=True)
 class Row:
     """A row as it stands in the database. `record` is the JSON of what happened, and its
@@ -317,7 +320,7 @@ class AuditLog:
     # The writer
 
     def _put(
-        self, happened: Event | Exchange | Deletion | Change, written: "Future[None] | None"
+        self, happened: Happening, written: "Future[None] | None"
     ) -> bool:
         """Whether the row is on its way."""
         if self._mode == "off":

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache, partial
+from mmap import mmap
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -88,8 +89,16 @@ class Services:
         return self._tracking.get()
 
     @classmethod
-    def of(cls, settings: Settings, clock: Callable[[], float] = time.time) -> "Services":
-        """Builds all of them. Opens no connection and spawns no process. Raises SettingsError."""
+    def of(
+        cls,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        notices: mmap | None = None,
+    ) -> "Services":
+        """Builds all of them. Opens no connection and spawns no process. Raises SettingsError.
+
+        `notices` is memory that the workers of one server share: see `repository.Mirror`.
+        """
         metrics = Metrics()
         gateway = GatewayLinks(settings.secret_keys, settings.public_url)
         # One source for all locations of a profile: an answer over two of them has one key, too.
@@ -105,7 +114,9 @@ class Services:
         )
         lanes = Lanes()
         repositories = Repositories(
-            _mirrored(item, f"repositories[{index}]", settings, lanes, metrics, audit, clock)
+            _mirrored(
+                item, f"repositories[{index}]", settings, lanes, notices, metrics, audit, clock
+            )
             for index, item in enumerate(settings.repositories)
         )
         stores = Stores((it.signer.store for it in locations if it.signer.store), clock)
@@ -201,6 +212,7 @@ def _mirrored(
     key: str,
     settings: Settings,
     lanes: Lanes,
+    notices: mmap | None,
     metrics: Metrics,
     audit: AuditLog,
     clock: Callable[[], float],
@@ -220,6 +232,7 @@ def _mirrored(
             ssh_known_hosts=item.ssh_known_hosts,
             lanes=lanes,
             frozen=item.tag_policy == "frozen",
+            notices=notices,
             max_stale=item.max_stale,
             clock=clock,
             timed=partial(metrics.fetched, item.name),

@@ -169,6 +169,7 @@ ALLOWED = {
     "registry.wsgi": {
         "registry",
         "registry.logs",
+        "registry.server",
         "registry.services",
         "registry.settings",
         "registry.web",

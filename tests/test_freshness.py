@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from mmap import mmap
 from pathlib import Path
 
 import gitserver
@@ -230,8 +231,14 @@ def test_an_origin_that_hangs_counts_as_one_that_is_down(opened, origin) -> None
 # ---------------------------------------------------------------------------- siblings
 
 
-def test_a_worker_tells_at_once_what_another_one_saw(origin, opened) -> None:
-    first, second = opened(), opened()
+@pytest.fixture(params=["shared memory", "the file alone"])
+def notices(request) -> mmap | None:
+    """What the workers of one server have in common, or processes that are strangers."""
+    return mmap(-1, 8) if request.param == "shared memory" else None
+
+
+def test_a_worker_tells_at_once_what_another_one_saw(origin, opened, notices) -> None:
+    first, second = opened(notices=notices), opened(notices=notices)
     first.snapshot(HOUR)
     kept = second.snapshot(HOUR)
     assert second.snapshot(HOUR) is kept
@@ -242,8 +249,8 @@ def test_a_worker_tells_at_once_what_another_one_saw(origin, opened) -> None:
     assert means(second.snapshot(HOUR), "v2.0.0")
 
 
-def test_nobody_goes_back_in_time_whichever_worker_answers(origin, opened) -> None:
-    workers = [opened(), opened(), opened()]
+def test_nobody_goes_back_in_time_whichever_worker_answers(origin, opened, notices) -> None:
+    workers = [opened(notices=notices) for _ in range(3)]
     seen = []
     for number in range(9):
         origin.tag(f"m@v2.{number}.0")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
@@ -93,7 +94,8 @@ class Repository:
     `username` and `password` are for https, `ssh_key` and `ssh_known_hosts` for ssh; the known
     hosts default to those of the account. `personal`: with the Git configuration and credentials of
     whoever runs this instead. Fetches run in `lanes`, and take `fetch_limit` seconds at most.
-    With `frozen`, a version tag means the commit that was first seen under its name.
+    With `frozen`, a version tag means the commit that was first seen under its name. `notices` is
+    memory that the workers of one server share: see Mirror.
     `max_stale` is the age in seconds beyond which nothing is told of an origin. `clock` gives Unix
     time. `timed` is told how each look at the origin ended, "ok" or "failed", and the seconds it
     took; `noticed` is told once of each change of a frozen tag, by the process that saw it first.
@@ -113,6 +115,7 @@ class Repository:
         personal: bool = False,
         lanes: Lanes,
         frozen: bool = True,
+        notices: mmap | None = None,
         max_stale: float = MAX_STALE,
         clock: Callable[[], float] = time.time,
         fetch_limit: float = FETCH_LIMIT,
@@ -128,7 +131,9 @@ class Repository:
         if mirror is None:
             self._mirror = InPlace(Path(origin.url), clock)
         else:
-            self._mirror = Mirror(mirror.absolute(), origin, fetch_limit, frozen=frozen)
+            self._mirror = Mirror(
+                mirror.absolute(), origin, fetch_limit, frozen=frozen, notices=notices
+            )
         self._objects = Objects(self._mirror.commands)
         self._lanes = lanes
         self._max_stale = max_stale
