@@ -7,10 +7,10 @@ PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fuzz compat faults format lock image bench clean
+.PHONY: help run test check fuzz compat faults format lock image image-test bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## Start the service on an embedded demo, and print commands to try
 	@$(BIN)/registry demo --port $(PORT)
@@ -41,8 +41,11 @@ lock: $(VENV)/.installed ## Write constraints.txt anew, for every Python that is
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --all-extras \
 	    --no-annotate --no-header setup.cfg --output-file constraints.txt
 
-image: ## Build the container image
-	docker build --tag git-model-registry .
+image: ## Build the container image, with docker, podman or buildah
+	tests/image.sh build
+
+image-test: ## Build it, run it without any rights, and ask it the main job
+	tests/image.sh test
 
 bench: $(VENV)/.servers ## Measure everything that is promised about speed
 	$(BIN)/python -m benchmarks.run

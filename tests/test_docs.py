@@ -200,8 +200,8 @@ def test_every_decision_that_is_referred_to_exists() -> None:
 
 
 def test_every_make_target_that_is_documented_exists_and_has_help() -> None:
-    targets = dict(re.findall(r"^([a-z]+):.*?## (.+)$", (ROOT / "Makefile").read_text(), re.M))
-    documented = set(re.findall(r"\bmake ([a-z]+)\b(?= |`|$)", shell_text(), re.MULTILINE))
+    targets = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", (ROOT / "Makefile").read_text(), re.M))
+    documented = set(re.findall(r"\bmake ([a-z-]+)\b(?= |`|$)", shell_text(), re.MULTILINE))
 
     assert documented
     assert documented <= set(targets)
