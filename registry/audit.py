@@ -33,7 +33,7 @@ import sqlalchemy as sa
 from itsdangerous import Signer
 from sqlalchemy.exc import IntegrityError
 
-from registry.database import engine_of, translated
+from registry.database import engine_of, insert, translated
 from registry.errors import DatabaseUnavailable
 from registry.logs import timestamp
 
@@ -165,12 +165,18 @@ class Row:
         return self.hash == _hash(self.previous, self.day, self.number, self.record)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Waiting:
-    """A record on its way, and who waits for it: nobody where a row is not required."""
+    """What happened at `moment`, and who waits for its row: nobody where none is required."""
 
-    record: str
+    moment: float
+    happened: Happening
     written: "Future[None] | None"
+
+    @property
+    def record(self) -> str:
+        """The JSON of the row. Made by the writer: a batch of them takes a third of the time."""
+        return _ENCODE({"at": timestamp(self.moment), **vars(self.happened)})
 
 
 class AuditLog:
@@ -196,7 +202,7 @@ class AuditLog:
         self._mode = mode
         self._clock = clock
         self._count = count
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(ROOM)
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._writer: threading.Thread | None = None
         self._closed = threading.Event()
@@ -244,8 +250,7 @@ class AuditLog:
         with self._lock:
             writer = self._writer
         if writer:
-            with suppress(queue.Full):
-                self._queue.put_nowait(None)  # wakes the writer
+            self._queue.put(None)  # wakes the writer
             writer.join()
         self._engine.dispose()
 
@@ -319,19 +324,15 @@ class AuditLog:
 
     # The writer
 
-    def _put(
-        self, happened: Happening, written: "Future[None] | None"
-    ) -> bool:
+    def _put(self, happened: Happening, written: "Future[None] | None") -> bool:
         """Whether the row is on its way."""
         if self._mode == "off":
             return False
-        record = _ENCODE({"at": timestamp(self._clock()), **vars(happened)})
         self._start()
-        try:
-            self._queue.put_nowait(_Waiting(record, written))
-        except queue.Full:
+        if self._queue.qsize() >= ROOM:
             self._count("lost", 1)
             return False
+        self._queue.put(_Waiting(self._clock(), happened, written))
         return True
 
     def _start(self) -> None:
@@ -411,8 +412,8 @@ class AuditLog:
             for number, record in enumerate(records, number + 1):  # noqa: B020 read once, before
                 row = Row.after(last, day, number, record)
                 last = row.hash
-                rows.append(vars(row))
-            connection.execute(sa.insert(_rows), rows)
+                rows.append(tuple(vars(row).values()))
+            insert(connection, _rows, rows)
             end = {"day": day, "number": number, "hash": last}
             connection.execute(sa.update(_head).values(seal=self._seal(day, number, last), **end))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from itertools import groupby
 
 from registry.contents import Contents
@@ -41,6 +42,8 @@ IMPORT_WAIT = 1.0
 """Seconds it waits for the source of a `dvc import`, on top of that."""
 RECHECK = 2.0
 """Seconds between two looks at the origin for what the known tags do not name."""
+_FEW, _MANY = 100, 256
+"""Files of an answer that is remembered for the rest of its second, and how many answers are."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Signed:
                 yield entry, sign(prefix + entry.key, entry)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Download:
     """Links to every file of an artifact, good until `expires`.
 
@@ -195,10 +198,25 @@ class Download:
             for entry in part.entries:
                 yield entry.path, sign(prefix + entry.key, entry)
 
-    @property
+    @cached_property
     def uris(self) -> Mapping[str, str]:
         """All of them at once: path -> URL."""
         return dict(self)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Tags to answer from. They were asked for at `begun`, a Unix time, and are `stale` if the
+    origin should have been looked at since.
+    """
+
+    snapshot: Snapshot
+    begun: float
+    stale: bool
+
+
+_Question = tuple[str, Selector, tuple[str, ...]]
+"""The name of a repository, what is asked about it, and what the principal may see."""
 
 
 class Catalog:
@@ -222,6 +240,9 @@ class Catalog:
         self._stores = stores
         self._lifetime = lifetime
         self._clock = clock
+        # Small answers, with what they follow from besides the question: while that is the same,
+        # links that were signed again would be the same to the byte.
+        self._recent: dict[_Question, tuple[tuple[Snapshot, bool, int], Download]] = {}
 
     def resolve(
         self,
@@ -242,7 +263,8 @@ class Catalog:
         deadline = time.monotonic() + GIT_WAIT
         if selector.revision:
             return self._at(mirrored, selector, selector.revision, deadline)
-        return self._resolved(mirrored, (selector,), max_age, deadline)[0]
+        seen = self._seen(mirrored, selector, max_age, deadline)
+        return self._resolved(mirrored, (selector,), seen, deadline)[0]
 
     def resolve_together(
         self,
@@ -264,7 +286,11 @@ class Catalog:
                 name = mirrored.repository.name
                 together.setdefault(name, (mirrored, {}))[1][number] = selector
         for mirrored, wanted in together.values():
-            resolved = self._resolved(mirrored, tuple(wanted.values()), max_age, deadline)
+            selectors = tuple(wanted.values())
+            # The one that must not lag behind decides for all.
+            hardest = next((it for it in selectors if not it.version), selectors[0])
+            seen = self._seen(mirrored, hardest, max_age, deadline)
+            resolved = self._resolved(mirrored, selectors, seen, deadline)
             found.update(zip(wanted, resolved, strict=True))
         return [found[number] for number in range(len(questions))]
 
@@ -273,28 +299,28 @@ class Catalog:
             raise InvalidRequest("repo", "name the repository, for example repo=owner/name")
         return self._repositories.open(principal, spelling)
 
+    def _seen(
+        self, mirrored: Mirrored, selector: Selector, max_age: float | None, deadline: float
+    ) -> _Seen:
+        begun = self._clock()
+        snapshot = mirrored.snapshot(selector, max_age, _left(deadline))
+        return _Seen(snapshot, begun, snapshot.checked < begun - mirrored.allowed(max_age))
+
     def _resolved(
-        self,
-        mirrored: Mirrored,
-        selectors: tuple[Selector, ...],
-        max_age: float | None,
-        deadline: float,
+        self, mirrored: Mirrored, selectors: tuple[Selector, ...], seen: _Seen, deadline: float
     ) -> list[Resolution]:
         """What the selectors mean in one state of the repository."""
-        begun = self._clock()
-        needed = begun - mirrored.allowed(max_age)
-        # The one that must not lag behind decides for all.
-        hardest = next((it for it in selectors if not it.version), selectors[0])
-        snapshot = mirrored.snapshot(hardest, max_age, _left(deadline))
+        snapshot, stale = seen.snapshot, seen.stale
         try:
             found = [snapshot.index.resolve(selector) for selector in selectors]
         except NotFound:
-            if snapshot.checked > begun:
+            if snapshot.checked > seen.begun:
                 raise  # that was looked at for this very request
             newer = mirrored.repository.snapshot(RECHECK, _left(deadline))
             if newer.index is snapshot.index:
                 raise
-            snapshot = newer
+            # It may be no newer than it should be, since nothing newer could be had.
+            snapshot, stale = newer, stale and newer.checked == snapshot.checked
             found = [snapshot.index.resolve(selector) for selector in selectors]
         return [
             Resolution(
@@ -305,7 +331,7 @@ class Catalog:
                 tag=meaning.tag,
                 deprecated=meaning.deprecated,
                 checked=snapshot.checked,
-                stale=snapshot.checked < needed,
+                stale=stale,
             )
             for selector, meaning in zip(selectors, found, strict=True)
         ]
@@ -341,7 +367,26 @@ class Catalog:
         max_age: float | None = None,
     ) -> Download:
         """Links to every file of the artifact. Raises what the three that it joins raise."""
-        resolution = self.resolve(principal, spelling, selector, max_age)
+        if selector.revision:
+            return self._download(principal, self.resolve(principal, spelling, selector))
+        mirrored = self._opened(principal, spelling)
+        deadline = time.monotonic() + GIT_WAIT
+        seen = self._seen(mirrored, selector, max_age, deadline)
+        # Who asks matters by what they may see: an import can lead to a repository they may not.
+        question = (mirrored.repository.name, selector, principal.repositories)
+        terms = (seen.snapshot, seen.stale, int(seen.begun))
+        known = self._recent.get(question)
+        if known and known[0] == terms:
+            return known[1]
+        (resolution,) = self._resolved(mirrored, (selector,), seen, deadline)
+        download = self._download(principal, resolution)
+        if len(download) <= _FEW:
+            if len(self._recent) >= _MANY:
+                self._recent.clear()
+            self._recent[question] = terms, download
+        return download
+
+    def _download(self, principal: Principal, resolution: Resolution) -> Download:
         links = self.links(self.manifest(principal, resolution))
         return Download(resolution, links.expires, links.parts)
 

@@ -12,10 +12,8 @@ import logging
 import logging.config
 import re
 import sys
-import threading
 import time
-from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TextIO
@@ -23,14 +21,17 @@ from typing import TextIO
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that is being answered. Empty between requests, and in threads of our own."""
 
-_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+_STANDARD = {
+    *vars(logging.makeLogRecord({})),
+    "message",
+    "more",
+    "request",
+    "asctime",
+    "taskName",
+    "color_message",
+}
 _REDACTED = "***"
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-LINGER = 0.05
-"""Seconds that the line of a request may wait for others, to be written with them."""
-ROOM = 10_000
-"""Lines that are kept while standard error takes none."""
 
 # Each pattern keeps what its group 1 matched. The longest reach comes first.
 _SECRETS = [
@@ -79,7 +80,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
         }
-        request = request_id.get()
+        request = getattr(record, "request", None) or request_id.get()
         if request:
             line["request"] = request
         for name, value in vars(record).items():
@@ -104,66 +105,35 @@ def _second(seconds: int) -> str:
 
 
 class Writer(logging.Handler):
-    """Writes lines to a stream: a warning at once, and with it whatever waits; those that are less
-    together with others, LINGER seconds later at most, by a thread.
+    """Writes a line for each record to a stream, and waits with it where the record has an
+    attribute `more`: it is written with those that follow, up to the first that has none.
 
-    Threads that answer requests then neither wait for the stream nor for each other. What a stream
-    takes nothing of is dropped, the oldest first, and its end says how much that was.
+    A stream that takes nothing, as on a full disk, holds nobody up: the lines are lost.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
         self._stream = stream or sys.stderr
-        self._waiting: deque[str] = deque()
-        self._lost = 0
-        self._writing = threading.Lock()
-        self._some = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._waiting: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes a record, and never raises: there is nowhere to say so."""
+        """Takes a record, under the lock of all handlers, and raises nothing."""
         try:
-            line = self.format(record)
+            self._waiting.append(self.format(record))
         except Exception:  # a record that cannot be written must not end the request
             self.handleError(record)
-            return
-        if len(self._waiting) >= ROOM:
-            with suppress(IndexError):
-                self._waiting.popleft()
-                self._lost += 1
-        self._waiting.append(line)
-        if record.levelno >= logging.WARNING:
+        if not hasattr(record, "more"):
             self.flush()
-        elif not self._some.is_set():
-            self._wake()
 
     def flush(self) -> None:
         """Writes what waits."""
-        with self._writing:
-            lines = []
-            with suppress(IndexError):
-                while True:
-                    lines.append(self._waiting.popleft())
-            if self._lost:
-                self._lost, lost = 0, self._lost
-                lines.append(_ENCODE({"level": "warning", "message": f"{lost} lines were lost"}))
-            if lines:
+        with self.lock or nullcontext():
+            if self._waiting:
+                text = "\n".join(self._waiting) + "\n"
+                self._waiting.clear()
                 with suppress(OSError, ValueError):  # full, or closed
-                    self._stream.write("\n".join(lines) + "\n")
+                    self._stream.write(text)
                     self._stream.flush()
-
-    def _wake(self) -> None:
-        self._some.set()
-        # Lazily: a thread started before the server forks its workers would exist in none of them.
-        if not (self._thread and self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-            self._thread.start()
-
-    def _run(self) -> None:
-        while self._some.wait():
-            time.sleep(LINGER)
-            self._some.clear()
-            self.flush()
 
 
 CONFIGURATION: dict[str, object] = {

@@ -52,7 +52,9 @@ loglevel = "warning"
 # No access log of gunicorn's: its lines would hold gateway links, which are secrets.
 logconfig_dict = logs.CONFIGURATION
 
-<<<<<<< HEAD
+NOTICES = mmap(-1, 8)
+"""Memory that all workers share, since the arbiter has it before it forks them."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -235,10 +237,6 @@ def _can_start() -> bool:
         os._exit(0)
     finally:
         os._exit(1)
-=======
-NOTICES = mmap(-1, 8)
-"""Memory that all workers share, since the arbiter has it before it forks them."""
->>>>>>> 5f58ea0 (Learn from shared memory that a sibling saw something new)
 
 
 def child_exit(_: object, worker: Any) -> None:

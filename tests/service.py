@@ -68,7 +68,7 @@ class Registry:
         self.services.access.create_tables()
         self.services.audit.create_tables()
         self.services.issued.create_tables()
-        self.app = create_app(self.services)
+        self.app = create_app(self.services, linger=0)
         self.client = self.app.test_client()
         self.everything = self.token()
 

@@ -21,8 +21,10 @@ from registry.web import (
 __all__ = ["create_app"]
 
 
-def create_app(services: Services) -> Flask:
-    """The WSGI application that answers for `services`."""
+def create_app(services: Services, linger: float = observe.LINGER) -> Flask:
+    """The WSGI application that answers for `services`. `linger`: see `observe.Watch`, which is the
+    extension `watch` of the application.
+    """
     app = Flask(__name__, static_folder=None)
     errors.install(app)
     auth.install(app, services)
@@ -34,7 +36,8 @@ def create_app(services: Services) -> Flask:
     app.register_blueprint(exchange.blueprint(services))
     app.register_blueprint(openapi.blueprint())
     app.register_blueprint(health.blueprint(services))
-    app.wsgi_app = observe.Watch(app.wsgi_app, services.metrics)  # type: ignore[method-assign]
+    watch = observe.Watch(app.wsgi_app, services.metrics, linger)
+    app.wsgi_app = app.extensions["watch"] = watch  # type: ignore[method-assign]
     if services.trusted_proxies:
         # Only who asks: links are made from public_url, whatever a proxy says about hosts.
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, current_app, request
 
 from registry import access
 from registry.domain import Principal, matches
@@ -65,6 +65,7 @@ def blueprint(services: Services) -> Blueprint:
     def metrics() -> Response:
         if not services.metrics_are_public:
             access.require(principal(), "metrics:read")
+        current_app.extensions["watch"].flush()
         return Response(services.metrics.text(_readings(services)), content_type=CONTENT_TYPE)
 
     routes.get("/metrics")(public(metrics) if services.metrics_are_public else metrics)

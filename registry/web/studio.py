@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from itertools import islice
 from urllib.parse import parse_qsl
+from weakref import WeakKeyDictionary
 
 from flask import Blueprint, Response, request
+from werkzeug.http import parse_cache_control_header
 
 from registry import access
 from registry.catalog import Download
@@ -25,6 +26,8 @@ from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.web.auth import principal
 from registry.web.observe import Record, trace
+
+Headers = list[tuple[str, str]]
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -37,23 +40,31 @@ FILES_A_PART = 200
 def blueprint(services: Services) -> Blueprint:
     """The routes of the dialect over the core."""
     routes = Blueprint("studio", __name__)
+    # The core gives the same small download again for the rest of its second, and then drops it.
+    answers: WeakKeyDictionary[Download, tuple[Headers, bytes]] = WeakKeyDictionary()
 
     @routes.get("/api/model-registry/get-download-uris")
     def get_download_uris() -> Response:
-        asked = _asked(request.environ.get("QUERY_STRING", ""))
+        environ = request.environ
+        asked = _asked(environ.get("QUERY_STRING", ""))
         record = Record(services, asked.repository, asked.name, asked.version, asked.stage)
         asks = principal()
         with record.refusals():
             access.require(asks, "models:read")
             selector = Selector.parse(asked.name, asked.version, asked.stage)
-            download = services.catalog.download_uris(
-                asks, asked.repository, selector, _max_age(asked)
-            )
+            max_age = _max_age(asked, environ.get("HTTP_CACHE_CONTROL"))
+            download = services.catalog.download_uris(asks, asked.repository, selector, max_age)
         found = download.resolution
         record.granted(found.repository.name, found.revision, found.version, len(download))
-        trace().headers += _headers(download, services.clock())
-        body = _json(download.uris) if len(download) <= LARGEST_WHOLE else _streamed(download)
-        return Response(body, mimetype="application/json")
+        if len(download) > LARGEST_WHOLE:
+            trace().headers += _headers(download, services.clock())
+            return Response(_streamed(download), mimetype="application/json")
+        answer = answers.get(download)
+        if answer is None:
+            answer = _headers(download, services.clock()), _json(download.uris).encode()
+            answers[download] = answer
+        trace().headers += answer[0]
+        return Response(answer[1], mimetype="application/json")
 
     return routes
 
@@ -77,19 +88,22 @@ def _asked(query: str) -> _Asked:
     return _Asked(*(given.get(key, "") for key in ("repo", "name", "version", "stage", "max_age")))
 
 
-def _headers(download: Download, now: float) -> Iterator[tuple[str, str]]:
+def _headers(download: Download, now: float) -> Headers:
     resolution = download.resolution
-    yield "Cache-Control", "private, no-store"
-    yield "X-Registry-Revision", resolution.revision
-    yield "X-Registry-Tag", resolution.tag or ""
-    yield "X-Registry-Expires", _timestamp(download.expires)
-    yield "X-Registry-Mirror-Age", str(max(0, int(now - resolution.checked)))
+    headers = [
+        ("Cache-Control", "private, no-store"),
+        ("X-Registry-Revision", resolution.revision),
+        ("X-Registry-Tag", resolution.tag or ""),
+        ("X-Registry-Expires", download.expires.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        ("X-Registry-Mirror-Age", str(max(0, int(now - resolution.checked)))),
+    ]
     if resolution.stale:
-        yield "Warning", '110 - "Response is Stale"'  # RFC 7234, section 5.5.1
+        headers.append(("Warning", '110 - "Response is Stale"'))  # RFC 7234, section 5.5.1
     if resolution.version:
-        yield "X-Registry-Version", resolution.version
+        headers.append(("X-Registry-Version", resolution.version))
     if resolution.deprecated:
-        yield "X-Registry-Deprecated", "true"
+        headers.append(("X-Registry-Deprecated", "true"))
+    return headers
 
 
 def _streamed(download: Download) -> Iterator[str]:
@@ -105,15 +119,10 @@ def _json(links: Mapping[str, str]) -> str:
     return _ENCODE(links)
 
 
-def _max_age(asked: _Asked) -> int | None:
+def _max_age(asked: _Asked, cache_control: str | None) -> int | None:
     """The age in seconds that the answer may have, if the client says so. Raises InvalidRequest."""
     if asked.max_age and not re.fullmatch(r"[0-9]{1,9}", asked.max_age):
         raise InvalidRequest("max_age", "a whole number of seconds, such as 0")
-    if "HTTP_CACHE_CONTROL" in request.environ and request.cache_control.no_cache:
+    if cache_control and parse_cache_control_header(cache_control).no_cache:
         return 0
     return int(asked.max_age) if asked.max_age else None
-
-
-@lru_cache(16)
-def _timestamp(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
