@@ -4,6 +4,7 @@
 #   beside $PYTHON            SeaweedFS and JuiceFS; Node only where the system has none for Azurite
 #   .servers/node_modules     Azurite
 #   .venv-dvc                 DVC, GTO and DVC Studio's client, whose dependencies are not ours
+#   .venv-mlflow              MLflow's client, likewise
 #
 # What cannot be had on this machine is left out with a note, is tried again the next time, and its
 # tests are skipped. nginx and sshd come from the system's packages, if at all.
@@ -82,6 +83,18 @@ install_dvc() {
     return 1
 }
 
+# The lock is what `pip freeze` says in .venv-mlflow.
+install_mlflow() {
+    [ -x .venv-mlflow/bin/python ] || quietly "$PYTHON" -m venv .venv-mlflow || return 1
+    set -- .venv-mlflow/bin/python -m pip install --quiet
+    "$@" --requirement tests/requirements-mlflow.txt >.servers/log 2>&1 && return
+    note "the lock of MLflow does not fit this Python: only MLflow itself is pinned"
+    direct=$(sed -n '/^mlflow-skinny==/p' tests/requirements-mlflow.txt)
+    quietly "$@" "$direct" && return
+    note "no MLflow for this machine"
+    return 1
+}
+
 # once DIRECTORY FUNCTION: nothing is looked at again while these files are what they were.
 once() {
     [ "$(cat "$1/.done" 2>/dev/null)" = "$state" ] && return
@@ -93,3 +106,4 @@ state=$(cat tests/install_servers.sh tests/requirements-*.txt | cksum)
 once "$("$PYTHON" -c 'import sys; print(sys.prefix)')" install_servers
 once .servers install_azurite
 once .venv-dvc install_dvc
+once .venv-mlflow install_mlflow

@@ -27,7 +27,7 @@ OPERATIONS = [
     if method != "parameters"
 ]
 MLFLOW = {
-    (f"/api/{generation}/mlflow/{route.path}", route.method)
+    (f"/api/{generation}/mlflow/{route.path.replace('{*', '{')}", route.method)
     for generation, table in TABLES.items()
     for route in table.routes
 }

@@ -30,7 +30,7 @@ def paths() -> dict[str, Json]:
             found[root + name] = {"get": _public(root, name, answer)}
     for generation, table in TABLES.items():
         for route in table.routes:
-            path = f"/api/{generation}/mlflow/{route.path}"
+            path = f"/api/{generation}/mlflow/{route.path.replace('{*', '{')}"
             operation = _operation(route, generation)
             found.setdefault(path, {})[route.method.lower()] = operation
     return found
@@ -52,7 +52,7 @@ def schemas() -> dict[str, Json]:
 
 
 def _operation(route: Route, generation: str) -> Json:
-    places = re.findall(r"{(\w+)}", route.path)
+    places = re.findall(r"{\*?(\w+)}", route.path)
     words = re.sub(r"[^a-z0-9]+", "_", f"mlflow_{generation}_{route.method}_{route.path}".lower())
     operation: Json = {
         "operationId": words.strip("_"),

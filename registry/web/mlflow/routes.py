@@ -24,7 +24,7 @@ Handler = Callable[[Services, Principal, Message], Json]
 
 @dataclass(frozen=True)
 class Route:
-    """One endpoint. `{name}` in its path stands for one part of it, the last one for all the rest.
+    """One endpoint. `{name}` in its path stands for one part of it, and `{*name}` for all the rest.
 
     `deletes` names the field with the id of what the audit log will say was deleted.
     """
@@ -68,15 +68,13 @@ class Table:
 def _values(pattern: str, path: str) -> dict[str, str] | None:
     """What stands in the places of a pattern, None if the path is another one."""
     wanted = pattern.split("/")
-    given = path.split("/", len(wanted) - 1)
+    given = path.split("/", len(wanted) - 1 if "{*" in pattern else -1)
     if len(given) != len(wanted) or not all(given):
-        return None
-    if "/" in given[-1] and not wanted[-1].startswith("{"):
         return None
     values = {}
     for name, value in zip(wanted, given, strict=True):
         if name.startswith("{"):
-            values[name[1:-1]] = value
+            values[name.strip("{*}")] = value
         elif name != value:
             return None
     return values
@@ -125,7 +123,7 @@ SECOND = Table(
         Route("DELETE", "logged-models/{model_id}", models.delete, WRITE, deletes="model_id"),
         Route("POST", "logged-models/{model_id}/params", models.log_params, WRITE),
         Route("PATCH", "logged-models/{model_id}/tags", models.set_tags, WRITE),
-        Route("DELETE", "logged-models/{model_id}/tags/{tag_key}", models.delete_tag, WRITE),
+        Route("DELETE", "logged-models/{model_id}/tags/{*tag_key}", models.delete_tag, WRITE),
     ),
     refused=("registered-models/", "model-versions/"),
 )
