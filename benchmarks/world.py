@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from threading import Thread
 
 import yaml
 
+from registry import server as settings
 from registry.access import Access
 from registry.audit import AuditLog
 from registry.cli.operate import gunicorn_command
@@ -180,16 +182,17 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
 
 
 class Server:
-    """A gunicorn that answers on `port`, with the same options whatever it serves."""
+    """A gunicorn that answers on `port`."""
 
-    def __init__(self, application: str, environment: Mapping[str, str], workers: int = 2) -> None:
+    def __init__(
+        self, command: Callable[[str, int], list[str]], environment: Mapping[str, str]
+    ) -> None:
+        """`command` is told a host and a port to listen on."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        # The registry's own options, over either application.
-        command = [*gunicorn_command("127.0.0.1", self.port, workers)[:-1], application]
         self._process = subprocess.Popen(
-            command,
+            command("127.0.0.1", self.port),
             env={**os.environ, **environment},
             cwd=Path(__file__).parent.parent,
             stderr=subprocess.DEVNULL,  # a line of log for every request
@@ -237,7 +240,7 @@ def registry_server(config: Path, workers: int = 2) -> Iterator[Server]:
     metrics = config.parent / "metrics"
     metrics.mkdir(exist_ok=True)
     environment = {"REGISTRY_CONFIG": str(config), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-    server = Server("registry.wsgi:app", environment, workers)
+    server = Server(lambda host, port: gunicorn_command(host, port, workers), environment)
     try:
         yield server
     finally:
@@ -246,9 +249,22 @@ def registry_server(config: Path, workers: int = 2) -> Iterator[Server]:
 
 @contextmanager
 def bare_server(answer: str, workers: int = 2) -> Iterator[Server]:
-    """A bare Flask view that returns this JSON."""
-    environment = {"BARE_ANSWER": answer, "PROMETHEUS_MULTIPROC_DIR": ""}
-    server = Server("benchmarks.bare:app", environment, workers)
+    """A bare Flask view that returns this JSON, on gunicorn as it comes with the same settings."""
+
+    def command(host: str, port: int) -> list[str]:
+        options = {
+            "bind": f"{host}:{port}",
+            "workers": workers,
+            "worker-class": "gthread",
+            "threads": settings.threads,
+            "keep-alive": settings.keepalive,
+            "timeout": settings.timeout,
+            "log-level": settings.loglevel,
+        }
+        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "gunicorn", *given, "benchmarks.bare:app"]
+
+    server = Server(command, {"BARE_ANSWER": answer})
     try:
         yield server
     finally:

@@ -12,6 +12,7 @@ hand is the server that `registry serve` starts. GUNICORN_CMD_ARGS overrides eac
 """
 
 import errno
+import gc
 import logging
 import os
 import signal
@@ -202,6 +203,15 @@ def _closed(connection: Any) -> bool:
 def _shut(connection: Any, how: int) -> None:
     with suppress(OSError):  # closed meanwhile
         connection.shutdown(how)
+
+
+def on_starting(_: object) -> None:
+    """Imports what every worker needs, once and before any is forked: they share its memory."""
+    import registry.services  # noqa: PLC0415 not for whoever reads only the settings
+    import registry.web  # noqa: F401, PLC0415
+
+    gc.collect()
+    gc.freeze()  # a collection writes to every object it looks at, and what is written is copied
 
 
 def when_ready(server: Any) -> None:
