@@ -35,7 +35,13 @@ from registry.dvc import manifest as dvc_manifest
 from registry.dvc import yaml as dvc_yaml
 from registry.dvc.config import Config, Remote
 from registry.dvc.manifest import Listing
-from registry.dvc.project import Artifact, Output, Project, is_metadata
+from registry.dvc.project import (
+    LEGACY_ARTIFACTS,
+    Artifact,
+    Output,
+    Project,
+    is_metadata,
+)
 from registry.errors import (
     InvalidMetadata,
     NotInStorage,
@@ -135,6 +141,19 @@ class Contents:
         Unavailable.
         """
         return self._project(_Place(principal, repository, revision)).artifact(name)
+
+    def annotation(
+        self, repository: Repository, revision: Revision, name: ArtifactName
+    ) -> Artifact:
+        """The same without its place: quicker, for lists of many. Raises ArtifactNotFound,
+        InvalidMetadata, Unavailable.
+        """
+
+        def load(path: RelPath) -> object | None:
+            blob = repository.peek(revision, path)
+            return self._document(repository, blob, path)[1] if blob else None
+
+        return Project((LEGACY_ARTIFACTS,), load, lambda _: Config()).annotation(name)
 
     def sizes(self) -> list[tuple[str, float]]:
         """What is in memory: bytes of documents and manifests, and how many files."""

@@ -13,7 +13,7 @@ contradict themselves or each other, the order of events below decides, for ever
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -123,8 +123,22 @@ def precedence(version: str) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Deed:
-    """An event that counts: one of an annotated tag of a commit."""
+class Verdict:
+    """What a tag that was considered for an answer came to. `revision` is None, and `time` that of
+    no event, where it does not count at all.
+    """
+
+    tag: str
+    event: Event
+    revision: Revision | None
+    time: int
+    won: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """An event that counts: one of an annotated tag of a commit. `time` is in Unix seconds."""
 
     event: Event
     revision: Revision
@@ -152,24 +166,25 @@ class History:
 
     def __init__(self, artifact: ArtifactName, tags: Iterable[Tag]) -> None:
         self._artifact = artifact
-        self._void: dict[Event, str] = {}
+        self._void: dict[Event, Tag] = {}
         deeds = []
         for tag in tags:
             event = Event.parse(tag.name)
             if event is None or event.fullname != artifact.in_tags:
                 continue
             if tag.annotated and tag.revision:
-                deeds.append(_Deed(event, tag.revision, tag.name, tag.time))
+                deeds.append(Deed(event, tag.revision, tag.name, tag.time))
             else:
-                self._void[event] = f"its tag {tag.name} {_problem(tag)}"
+                self._void[event] = tag
         deeds.sort(key=lambda deed: deed.order)
+        self._deeds = tuple(deeds)
         self._fold(deeds)
 
-    def _fold(self, deeds: list[_Deed]) -> None:
+    def _fold(self, deeds: list[Deed]) -> None:
         self._deprecated = bool(deeds) and deeds[-1].event.action is Action.DEPRECATE
-        self._last: dict[str, _Deed] = {}
+        self._last: dict[str, Deed] = {}
         """The last event of each version."""
-        self._stages: dict[str, dict[Revision, _Deed]] = defaultdict(dict)
+        self._stages: dict[str, dict[Revision, Deed]] = defaultdict(dict)
         """The last event of each stage on each commit."""
         ever: set[Revision] = set()
         standing: dict[str, set[Revision]] = defaultdict(set)
@@ -241,13 +256,13 @@ class History:
             raise StageNotFound(str(self._artifact), stage, self._why_no_stage(stage))
         return self._resolution(deed)
 
-    def _resolution(self, deed: _Deed) -> Resolution:
+    def _resolution(self, deed: Deed) -> Resolution:
         version: str | None = deed.event.subject
         if deed.event.action is Action.ASSIGN:
             version = self._greatest.get(deed.revision)
         return Resolution(deed.revision, version, deed.tag, self._deprecated)
 
-    def _held(self, stage: str) -> list[_Deed]:
+    def _held(self, stage: str) -> list[Deed]:
         return [
             deed
             for revision, deed in self._stages.get(stage, {}).items()
@@ -286,10 +301,118 @@ class History:
         return f"its stages are {', '.join(stages)}" if len(stages) <= _FEW else "never assigned"
 
     def _why_void(self, action: Action, subject: str | None = None) -> str | None:
-        for event, problem in self._void.items():
+        for event, tag in self._void.items():
             if event.action is action and subject in (None, event.subject):
-                return problem
+                return f"its tag {tag.name} {_problem(tag)}"
         return None
+
+    # Every tag, and why
+
+    @property
+    def deeds(self) -> tuple[Deed, ...]:
+        """Every event that counts, oldest first."""
+        return self._deeds
+
+    @property
+    def void(self) -> tuple[Verdict, ...]:
+        """Every tag that looks like an event and counts for nothing."""
+        return tuple(
+            Verdict(tag.name, event, tag.revision, tag.time, False, f"it {_problem(tag)}")
+            for event, tag in self._void.items()
+        )
+
+    @property
+    def deprecated(self) -> bool:
+        """Whether the last event is a deprecation."""
+        return self._deprecated
+
+    def current(self, stage: str) -> Deed | None:
+        """What the stage means, if it means something."""
+        return None if self._deprecated else self._current.get(stage)
+
+    def registration(self, version: str) -> Deed | None:
+        """What registers the version, if it is active."""
+        deed = self._last.get(version)
+        return None if deed is None or deed.event.is_removal else deed
+
+    def greatest(self, revision: Revision) -> str | None:
+        """The greatest active version at a commit."""
+        return self._greatest.get(revision)
+
+    def explain(self, version: str | None = None, stage: str | None = None) -> tuple[Verdict, ...]:
+        """Every tag that was considered for a version, a stage or the latest version, in order,
+        and why it won or lost. At most one of them wins: the one that the answer names.
+        """
+        judge: Callable[[Deed], str | None]
+        if stage is not None:
+            actions, subject, judge = _OF_STAGES, stage, self._why_not_current
+            won = "nothing was assigned to the stage after it"
+        elif version is not None:
+            actions, subject, judge = _OF_VERSIONS, version, self._why_not_registered
+            won = "nothing came after it"
+        else:
+            actions, subject, judge = _OF_VERSIONS, None, self._why_not_latest
+            won = "it registers the greatest version"
+
+        def is_considered(event: Event) -> bool:
+            if event.action is Action.DEPRECATE:
+                return version is None
+            return event.action in actions and subject in (None, event.subject)
+
+        found = []
+        for deed in self._deeds:
+            if is_considered(deed.event):
+                lost = judge(deed)
+                found.append(
+                    Verdict(deed.tag, deed.event, deed.revision, deed.time, not lost, lost or won)
+                )
+        found += [verdict for verdict in self.void if is_considered(verdict.event)]
+        return tuple(found)
+
+    def _why_not_registered(self, deed: Deed) -> str | None:
+        last = self._last[deed.event.subject]
+        if deed is not last:
+            return f"{last.tag} came after it"
+        return "it deregisters the version" if deed.event.is_removal else None
+
+    def _why_not_latest(self, deed: Deed) -> str | None:
+        if deed.event.action is Action.DEPRECATE:
+            return self._why_no_deprecation()
+        reason = self._why_not_registered(deed)
+        if reason:
+            return reason
+        if self._deprecated:
+            return f"{self._deeds[-1].tag} deprecates the artifact"
+        greatest = self._active[0]
+        if deed is greatest:
+            return None
+        if precedence(greatest.event.subject) == precedence(deed.event.subject):
+            return f"{greatest.tag} is of the same precedence, and came after it"
+        return f"{greatest.event.subject} is greater"
+
+    def _why_not_current(self, deed: Deed) -> str | None:
+        if deed.event.action is Action.DEPRECATE:
+            return self._why_no_deprecation()
+        last = self._stages[deed.event.subject][deed.revision]
+        if deed is not last:
+            return f"{last.tag} came after it at the same commit"
+        if deed.event.is_removal:
+            return "it takes its commit out of the stage"
+        if deed.revision in self._withdrawn:
+            return "everything that was registered at its commit was deregistered"
+        if self._deprecated:
+            return f"{self._deeds[-1].tag} deprecates the artifact"
+        current = self._current[deed.event.subject]
+        return None if deed is current else f"{current.tag} was assigned after it"
+
+    def _why_no_deprecation(self) -> str:
+        if self._deprecated:
+            return "it deprecates the artifact, which has neither a latest version nor stages then"
+        return f"{self._deeds[-1].tag} came after it"
+
+
+_OF_VERSIONS = (Action.REGISTER, Action.DEREGISTER)
+_OF_STAGES = (Action.ASSIGN, Action.UNASSIGN)
 
 
 def _problem(tag: Tag) -> str:

@@ -24,6 +24,7 @@ from registry.issued import Issued
 from registry.ledger import Ledger
 from registry.limits import RateLimit
 from registry.metrics import Metrics
+from registry.overview import Overview
 from registry.repository import Repository
 from registry.repository.lanes import Lanes
 from registry.repository.mirror import TagChange
@@ -72,6 +73,7 @@ class Services:
     catalog: Catalog
     issued: Issued
     ledger: Ledger
+    overview: Overview
     repositories: Repositories
     locations: tuple[Location, ...]
     grants: Grants
@@ -143,6 +145,7 @@ class Services:
             catalog=Catalog(repositories, contents, grants, stores, settings.link_lifetime, clock),
             issued=issued,
             ledger=Ledger(repositories, contents, issued),
+            overview=Overview(repositories, contents, clock),
             repositories=repositories,
             locations=locations,
             grants=grants,

@@ -523,6 +523,24 @@ repositories = st.lists(
     st.sampled_from(["", "v1.0.0", "v1.0.0+b", "v2.0.0"]),
     st.sampled_from(["", "prod"]),
 )
+def test_an_explanation_names_the_tag_that_the_answer_names_and_no_other(found, version, stage):
+    selector = wanted(version, "" if version else stage)
+    verdicts = Index(found).history(selector.artifact).explain(selector.version, selector.stage)
+    try:
+        decisive = [Index(found).resolve(selector).tag]
+    except RegistryError:
+        decisive = []
+
+    assert [verdict.tag for verdict in verdicts if verdict.won] == decisive
+    assert all(verdict.reason for verdict in verdicts)
+    assert len({verdict.tag for verdict in verdicts}) == len(verdicts)
+
+
+@given(
+    repositories,
+    st.sampled_from(["", "v1.0.0", "v1.0.0+b", "v2.0.0"]),
+    st.sampled_from(["", "prod"]),
+)
 @example([], "", "")
 def test_histories_follow_the_rules_word_by_word(found, version, stage):
     stage = "" if version else stage

@@ -1,7 +1,7 @@
 """The DVC files of one revision: which output holds a path, and what an artifact is."""
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from registry.domain import ArtifactName, RelPath, StorageUrl
@@ -29,7 +29,8 @@ __all__ = [
 
 _DVC = ".dvc"
 _PIPELINE = "dvc.yaml"
-_LEGACY_ARTIFACTS = RelPath("artifacts.yaml")
+LEGACY_ARTIFACTS = RelPath("artifacts.yaml")
+"""Where artifacts were declared before dvc.yaml could."""
 
 
 def is_metadata(path: str) -> bool:
@@ -41,7 +42,7 @@ def is_metadata(path: str) -> bool:
         name in (_PIPELINE, "dvc.lock")
         or (name.endswith(_DVC) and name != _DVC)
         or directory.rpartition("/")[2] == _DVC
-        or path == _LEGACY_ARTIFACTS
+        or path == LEGACY_ARTIFACTS
     )
 
 
@@ -78,7 +79,7 @@ class Project:
         self._load = load
         self._config = config
         self._roots = frozenset(file.parent.parent for file in files if file.parent.name == _DVC)
-        self._legacy = _LEGACY_ARTIFACTS in files
+        self._legacy = LEGACY_ARTIFACTS in files
         self._declaring: dict[RelPath, list[RelPath]] = {}
         for file in files:
             if _declares(file):
@@ -90,31 +91,44 @@ class Project:
         Raises ArtifactNotFound, InvalidMetadata, UnsafePath, and RemoteUnusable for a URL of a
         kind that nothing can sign.
         """
-        file = name.directory / RelPath(_PIPELINE)
-        data = document(self._load(file), file)
-        declared = mapping(data.get("artifacts"))
-        if name.name not in declared and self._legacy and not name.directory:
-            legacy = document(self._load(_LEGACY_ARTIFACTS), _LEGACY_ARTIFACTS)
-            if name.name in legacy:
-                file, declared = _LEGACY_ARTIFACTS, legacy
-        if name.name not in declared:
-            also = f" or {_LEGACY_ARTIFACTS}" if self._legacy and not name.directory else ""
-            raise ArtifactNotFound(str(name), f"not declared in {file}{also} at this revision")
-        fields = mapping(declared[name.name])
+        file, data, fields = self._declaration(name)
         written = text(fields.get("path"))
         if written is None:
             raise InvalidMetadata(file, f"artifact {name.name!r} has no path")
         where = file_scope(Work(file), data.get("vars"), self._load).text(written)
         url = self._external(where, file.parent)
+        path = None if url else RelPath.resolve(file.parent, where)
+        return replace(self.annotation(name), path=path, url=url)
+
+    def annotation(self, name: ArtifactName) -> Artifact:
+        """What people wrote about the artifact, without its place. Raises ArtifactNotFound and
+        InvalidMetadata.
+        """
+        _, _, fields = self._declaration(name)
         return Artifact(
             name=name,
-            path=None if url else RelPath.resolve(file.parent, where),
-            url=url,
+            path=None,
             type=text(fields.get("type")),
             description=text(fields.get("desc")) or text(fields.get("description")),
             labels=tuple(v for v in sequence(fields.get("labels")) if isinstance(v, str)),
             meta=fields.get("meta", fields.get("custom")),
         )
+
+    def _declaration(
+        self, name: ArtifactName
+    ) -> tuple[RelPath, Mapping[object, object], Mapping[object, object]]:
+        """The file that declares the artifact, all that is in it, and what is under its name."""
+        file = name.directory / RelPath(_PIPELINE)
+        data = document(self._load(file), file)
+        declared = mapping(data.get("artifacts"))
+        if name.name not in declared and self._legacy and not name.directory:
+            legacy = document(self._load(LEGACY_ARTIFACTS), LEGACY_ARTIFACTS)
+            if name.name in legacy:
+                file, declared = LEGACY_ARTIFACTS, legacy
+        if name.name not in declared:
+            also = f" or {LEGACY_ARTIFACTS}" if self._legacy and not name.directory else ""
+            raise ArtifactNotFound(str(name), f"not declared in {file}{also} at this revision")
+        return file, data, mapping(declared[name.name])
 
     def outputs(self, path: RelPath) -> tuple[Output, ...]:
         """The output that is `path` or contains it, or else all that lie below it, by path.

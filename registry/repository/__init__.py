@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from registry.errors import (
 )
 from registry.repository.commands import GitFailed, GitSilent
 from registry.repository.inplace import InPlace
+from registry.repository.inscription import Inscription
 from registry.repository.lanes import BRISK, Lane, Lanes
 from registry.repository.mirror import LOOK_LIMIT, Mirror, State, TagChange
 from registry.repository.objects import READ_LIMIT, Objects
@@ -44,6 +45,7 @@ MAX_STALE = 86_400.0
 SPACING = 1.0
 """Seconds between two looks at one origin that requests ask for, however often they do."""
 _FEW = 20
+_LARGEST_TAG = 1 << 16
 _POLL = 0.05
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 5, 60
 
@@ -254,6 +256,25 @@ class Repository:
         if data is None:
             raise self._unreadable(GitFailed(f"object {oid[:10]} is missing"))
         return data
+
+    def peek(self, revision: Revision, path: RelPath) -> str | None:
+        """The id of the blob at a path, by the process that stays: for many reads in a row. A link
+        counts as a file here. Raises OriginUnavailable.
+        """
+        found = self._object(lambda: self._objects.size(f"{parse_revision(revision)}:{path}"))
+        return found[0] if found else None
+
+    def inscriptions(self, deeds: Sequence[gto.Deed]) -> list[Inscription | None]:
+        """What people wrote into these tags; None where the tag is another one by now, or was
+        made to be no good. Raises OriginUnavailable.
+        """
+        names = [f"refs/tags/{deed.tag}" for deed in deeds]
+        read = self._object(lambda: self._objects.batch(names, _LARGEST_TAG))
+        found = [None if data is None else Inscription.parse(data) for data in read]
+        return [
+            text if text and text.target == deed.revision else None
+            for deed, text in zip(deeds, found, strict=True)
+        ]
 
     def status(self) -> Status:
         """The state of the origin, as far as it is known. Reads one small file."""

@@ -5,7 +5,7 @@ import select
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from git.cmd import Git
@@ -50,6 +50,24 @@ class Objects:
             problem = f"it has {found[0]} bytes, and {limit} are allowed"
             raise InvalidMetadata(f"object {oid[:10]}", problem)
         return found[1] if found else None
+
+    def batch(self, names: Sequence[str], limit: int) -> list[bytes | None]:
+        """The bytes of many objects, within the time of one read; None for one that is absent, or
+        larger than `limit` bytes. Raises GitFailed.
+        """
+
+        def ask(deadline: float) -> list[bytes | None]:
+            found: list[bytes | None] = []
+            for name in names:
+                known = self._header(f"info {name}", deadline)
+                if known is None or known[1] > limit:
+                    found.append(None)
+                    continue
+                self._header(f"contents {name}", deadline)
+                found.append(self._take(known[1] + 1, deadline)[:-1])
+            return found
+
+        return self._ask(ask)
 
     def stop(self) -> None:
         """Ends the child; the next question starts another."""

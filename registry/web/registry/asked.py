@@ -4,7 +4,7 @@ would mean the latest version.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from urllib.parse import parse_qsl
 
@@ -115,3 +115,10 @@ def preferred(*types: str) -> str:
     if "text/" not in accept:
         return types[0]
     return request.accept_mimetypes.best_match(types, types[0]) or types[0]
+
+
+def age(checked: float, now: float, *, stale: bool) -> Iterator[tuple[str, str]]:
+    """The headers that say how long ago the origin was last seen, in Unix time."""
+    yield "X-Registry-Mirror-Age", str(max(0, int(now - checked)))
+    if stale:
+        yield "Warning", '110 - "Response is Stale"'  # RFC 7234, section 5.5.1

@@ -1,6 +1,7 @@
 """The dialect's part of the OpenAPI document."""
 
 from registry.domain import LONGEST_NAME
+from registry.gto import Action
 from registry.web.describe import (
     NAME_OF_ARTIFACT,
     TOKEN_FAILS,
@@ -12,6 +13,7 @@ from registry.web.describe import (
     header,
     query,
 )
+from registry.web.registry.artifacts import LONGEST_PAGE as MOST_LISTED
 from registry.web.registry.asked import MOST_QUESTIONS
 from registry.web.registry.receipts import ARIA2, CURL, LONGEST_PAGE, PLAIN
 
@@ -37,6 +39,7 @@ def paths() -> dict[str, Json]:
         "/api/v1/resolve": {"get": _resolve(), "post": _resolve_together()},
         "/api/v1/urls": {"get": _urls()},
         "/api/v1/md5sums": {"get": _md5sums()},
+        **_looking_around(),
     }
 
 
@@ -74,6 +77,7 @@ def schemas() -> dict[str, Json]:
             "",
             {"receipts": {"type": "array", "items": {"$ref": "#/components/schemas/Receipt"}}},
         ),
+        **_listed(),
         "Urls": _object(
             "Links to the files of a receipt, in its order.",
             {
@@ -312,6 +316,170 @@ def _md5sums() -> Json:
                     404: "No such receipt for this token.",
                     422: "DVC records no MD5 of one of the files.",
                     424: _NOT_SIGNABLE[424],
+                    **UNEXPECTED,
+                    **UNAVAILABLE,
+                }
+            ),
+        },
+    }
+
+
+_TIME: Json = {"type": ["string", "null"], "format": "date-time"}
+_MEANING: dict[str, Json] = {"version": _NULLABLE, "revision": _REVISION, "tag": _NULLABLE}
+_NEXT: Json = {"type": ["string", "null"], "description": "The `after` of the next page."}
+_HAPPENED: dict[str, Json] = {
+    "tag": _TEXT,
+    "action": {"enum": [action.value for action in Action]},
+    "version": _NULLABLE,
+    "stage": _NULLABLE,
+}
+_ARTIFACT: dict[str, Json] = {
+    "name": _TEXT,
+    "type": _NULLABLE,
+    "labels": {"type": "array", "items": _TEXT},
+    "description": _NULLABLE,
+    "deprecated": {"type": "boolean"},
+    "latest": {"oneOf": [_object("", _MEANING), {"type": "null"}]},
+    "stages": {"type": "object", "additionalProperties": _object("", _MEANING)},
+    "updated": {**_TIME, "description": "The time of the last tag."},
+    "shown": {**_NULLABLE, "description": "The revision at which dvc.yaml was read."},
+    "problem": {**_NULLABLE, "description": "Why dvc.yaml says nothing of it there."},
+    "links": {"type": "object", "additionalProperties": _TEXT},
+}
+
+
+def _listed() -> dict[str, Json]:
+    """The bodies of lists, and of what is in them."""
+    return {
+        "Repositories": _page(
+            "repositories",
+            {"name": _TEXT, "last_seen": _TIME, "problem": _NULLABLE, "artifacts": _TEXT},
+        ),
+        "Artifacts": _page("artifacts", _ARTIFACT),
+        "Artifact": _object("", {**_ARTIFACT, "meta": {}, "versions": {"type": "integer"}}),
+        "Versions": _page(
+            "versions",
+            {
+                "version": _TEXT,
+                "revision": _REVISION,
+                "tag": _TEXT,
+                "registered": _TIME,
+                "stages": {"type": "array", "items": _TEXT},
+            },
+        ),
+        "History": _page(
+            "events",
+            {
+                **_HAPPENED,
+                "revision": _REVISION,
+                "time": _TIME,
+                "who": {**_NULLABLE, "description": "As the tag says."},
+                "message": _NULLABLE,
+            },
+            void={
+                "type": "array",
+                "description": "Tags that look like events and count for nothing.",
+                "items": _object("", {**_HAPPENED, "problem": _TEXT}),
+            },
+        ),
+        "Explanation": _object(
+            "An answer, or why there is none, and every tag that was considered.",
+            {
+                "selector": {"type": "object", "additionalProperties": _TEXT},
+                "answer": {"oneOf": [_object("", _MEANING), {"type": "null"}]},
+                "problem": _NULLABLE,
+                "considered": {
+                    "type": "array",
+                    "items": _object(
+                        "",
+                        {
+                            **_HAPPENED,
+                            "revision": _NULLABLE,
+                            "time": _TIME,
+                            "won": {"type": "boolean"},
+                            "reason": _TEXT,
+                        },
+                    ),
+                },
+            },
+        ),
+    }
+
+
+def _page(name: str, item: dict[str, Json], **more: Json) -> Json:
+    items: Json = {"type": "array", "items": _object("", item)}
+    return _object("", {name: items, **more, "next": _NEXT})
+
+
+def _looking_around() -> dict[str, Json]:
+    pages = [
+        _optional("limit", f"At most {MOST_LISTED}.", {"pattern": "^[1-9][0-9]{0,2}$"}, "100"),
+        _optional("after", "The `next` of the page before.", {"maxLength": 2000}, ""),
+    ]
+    max_age = _optional(
+        "max_age", "Seconds that the last look may be old.", {"pattern": "^[0-9]{1,9}$"}, "0"
+    )
+    filters = [
+        _optional("search", "In the name or description.", {"maxLength": 255}, "cat"),
+        _optional("type", "The type that dvc.yaml gives.", {"maxLength": 255}, "model"),
+        _optional("label", "One of the labels there.", {"maxLength": 255}, "vision"),
+        _optional("stage", "Assigned to this stage.", {"maxLength": 255}, "prod"),
+        _optional("sort", "", {"enum": ["name", "-name", "updated", "-updated"]}, "name"),
+    ]
+    which = [
+        _optional("version", "A version.", {"maxLength": LONGEST_NAME}, "v1.0.0"),
+        _optional("stage", "A stage; excludes `version`.", {"maxLength": LONGEST_NAME}, "prod"),
+    ]
+    repository = _segment("repository", "Its name, with `~` for `/`.", "team~models")
+    name = _segment("name", "The artifact, with `~` for `/`.", "path~to:classifier")
+    artifacts = "/api/v1/repositories/{repository}/artifacts"
+    artifact = f"{artifacts}/{{name}}"
+    rows: list[tuple[str, str, str, list[Json], str]] = [
+        ("/api/v1/repositories", "repositories", "Repositories", pages, "The token's repositories"),
+        (artifacts, "artifacts", "Artifacts", [*filters, *pages, max_age], "Its artifacts"),
+        (artifact, "artifact", "Artifact", [max_age], "An artifact"),
+        (f"{artifact}/versions", "versions", "Versions", [*pages, max_age], "Greatest first"),
+        (f"{artifact}/history", "history", "History", [*pages, max_age], "Events, newest first"),
+        (f"{artifact}/explain", "explain", "Explanation", [*which, max_age], "Why a tag won"),
+    ]
+    found: dict[str, Json] = {}
+    for path, operation, schema, parameters, summary in rows:
+        segments = [it for it in (repository, name) if f"{{{it['name']}}}" in path]
+        found[path] = {"get": _look(operation, schema, [*segments, *parameters], summary)}
+    return found
+
+
+def _segment(name: str, meaning: str, example: str) -> Json:
+    schema = {"type": "string", "minLength": 1, "pattern": "^[^/]+$"}
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": meaning,
+        "schema": schema,
+        "example": example,
+    }
+
+
+def _look(operation: str, schema: str, parameters: list[Json], summary: str) -> Json:
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "parameters": parameters,
+        "responses": {
+            "200": {
+                "description": "From one state of the repository.",
+                "headers": {
+                    "Cache-Control": header("To be asked for again.", const="private, no-cache")
+                },
+                "content": content(schema),
+            },
+            **failures(
+                {
+                    **_INVALID,
+                    **TOKEN_FAILS,
+                    **_NO_SCOPE,
+                    404: "No such repository for this token, or no such artifact.",
                     **UNEXPECTED,
                     **UNAVAILABLE,
                 }

@@ -18,6 +18,7 @@ from registry.web.observe import Record, trace
 from registry.web.registry import formats
 from registry.web.registry.asked import (
     SELECTOR,
+    age,
     arguments,
     max_age_of,
     number_of,
@@ -138,9 +139,7 @@ def _all(receipts: list[Receipt]) -> Iterator[str]:
 
 
 def _freshness(resolution: Resolution, now: float) -> Iterator[tuple[str, str]]:
-    yield "X-Registry-Mirror-Age", str(max(0, int(now - resolution.checked)))
-    if resolution.stale:
-        yield "Warning", '110 - "Response is Stale"'  # RFC 7234, section 5.5.1
+    yield from age(resolution.checked, now, stale=resolution.stale)
     if resolution.deprecated:
         yield "X-Registry-Deprecated", "true"
 
