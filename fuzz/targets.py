@@ -4,11 +4,16 @@ Each also checks what must hold of an answer, so that a wrong one is a crash too
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from hashlib import md5
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
+from jwt import PyJWS
+from jwt.algorithms import ECAlgorithm
 
 from registry import gto
 from registry.domain import (
@@ -23,6 +28,8 @@ from registry.domain import (
 from registry.dvc import config, manifest, yaml
 from registry.dvc.project import Project
 from registry.errors import RegistryError
+from registry.federation import LONGEST_LIFE, Federation, Issuer, Rule
+from registry.federation.keys import parse
 from registry.repository.origin import Origin
 from registry.storage import Origin as Source
 from registry.storage import Reader
@@ -34,6 +41,20 @@ ALLOWED = (RegistryError, ValueError)
 """What a target may raise."""
 
 _NOW = datetime(2027, 1, 15, tzinfo=timezone.utc)
+_SIGNER = derive_private_key(1, SECP256R1())
+_JWK = {**ECAlgorithm.to_jwk(_SIGNER.public_key(), as_dict=True), "kid": "k"}
+
+
+class _Held:
+    """The one key of an issuer, which is at hand."""
+
+    def key(self, key_id: str) -> Mapping[str, object] | None:
+        return _JWK if key_id == "k" else None
+
+
+_RULE = Rule({"n/x": ("a*",)}, ("*",), ("models:read",), 60)
+_ISSUER = Issuer("https://i", "r", ("ES256",), 0, True, (_RULE,), _Held())
+_FEDERATION = Federation([_ISSUER], _NOW.timestamp)
 _LINKS = GatewayLinks(["a key of nobody, which is long enough"], "https://registry.example")
 
 
@@ -153,6 +174,35 @@ def gateway_token(data: bytes) -> None:
     assert (opened.url, opened.entry.key) == (url, name)
 
 
+def id_token(data: bytes) -> None:
+    """What is sent for an ID token: nothing that the issuer did not sign is good for anything."""
+    text = data.decode(errors="replace")
+    header = b64encode(json.dumps({"alg": "ES256", "kid": "k"}).encode(), b"-_").decode()
+    for token in (text, f"{header}.{b64encode(data, b'-_').decode()}.{'A' * 86}".replace("=", "")):
+        try:
+            _FEDERATION.grant(token)
+        except RegistryError:
+            continue
+        raise AssertionError("a token that nobody signed is good for something")
+
+
+def claims(data: bytes) -> None:
+    """The claims of a token that the issuer did sign: they fit the rule whole, or not at all."""
+    grant = _FEDERATION.grant(PyJWS().encode(data, _SIGNER, "ES256", {"kid": "k"}))
+    found = json.loads(data)
+    assert found["iss"] == grant.issuer
+    assert grant.name.isprintable()
+    assert len(grant.name) <= 255
+    assert grant.ends <= _NOW.timestamp() + LONGEST_LIFE
+
+
+def keys(data: bytes) -> None:
+    """What an issuer publishes: whatever key is found, it is there and has no private half."""
+    for key_id, key in parse(data).items():
+        assert key["kid"] == key_id
+        assert "d" not in key
+
+
 def byte_range(data: bytes) -> None:
     """A Range header, over a file that is sure to be there: this one."""
     this = Path(__file__)
@@ -232,5 +282,17 @@ TARGETS: Mapping[str, tuple[Target, tuple[bytes, ...]]] = {
     ),
     "storage": (storage_url, _words("s3://", "azure://", "https://", "file:///", "@", "?", "%2F")),
     "gateway": (gateway_token, _words(".", "_", "eJw", json.dumps(["file", "", "x"]))),
+    "id-token": (id_token, _words(".", "eyJ", '{"alg": "none"}', '{"iss": "https://i"}', "e30")),
+    "claims": (
+        claims,
+        _words('{"iss": "https://i", "aud": "r", "sub": "s", "iat": 1799971200, "exp": 1799971500, '
+               '"n": {"x": ["a"]}', "}", '"aud": ["r"], ', '"exp": 1e999, ', '"n/x": "a", ', "NaN",
+               '"iat": -1, ', '"jti": "', '"sub": "\\u001b', "[" * 2000, "9" * 5000, "true"),
+    ),
+    "keys": (
+        keys,
+        _words('{"keys": [', '{"kid": "k", "kty": "RSA", "use": "sig"}', "]}", '"d": 1', "null",
+               "[" * 2000, "9" * 5000, '{"kid": 1}'),
+    ),
     "range": (byte_range, _words("bytes=", "-", ",", "0-0", "9" * 30, "bytes", " ", "٣")),
 }  # fmt: skip

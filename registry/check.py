@@ -1,6 +1,7 @@
 """`registry check`: does the configuration hold against the world? Looks, and changes nothing.
 
-The database is asked for its time, and every repository's origin for its refs. For every storage
+The database is asked for its time, every repository's origin for its refs, and every issuer of ID
+tokens for its keys. For every storage
 location one byte of an object is downloaded by the very link a client would get, and the store's
 clock compared with ours; the object is found through the latest version of some artifact, so that
 what is checked is what will be used.
@@ -14,7 +15,7 @@ from itertools import islice
 
 from registry.access import SCOPES
 from registry.domain import Entry, Group, Principal, RelPath, Selector, StorageUrl
-from registry.errors import DatabaseUnavailable, RegistryError
+from registry.errors import DatabaseUnavailable, IssuerUnavailable, RegistryError
 from registry.services import Services
 from registry.storage import Location, Origin
 from registry.storage.stores import WARNED
@@ -40,8 +41,8 @@ class Finding:
 
 
 def run(services: Services) -> Iterator[Finding]:
-    """Looks at the database, then at every repository and every location. Raises nothing that a row
-    can say.
+    """Looks at the database, then at every repository, location and issuer. Raises nothing that a
+    row can say.
     """
     yield _database(services)
     groups: list[Group] = []
@@ -63,6 +64,13 @@ def run(services: Services) -> Iterator[Finding]:
                 continue  # an artifact that cannot be served says nothing about a location
     for location in services.locations:
         yield _location(services, location, groups)
+    for issuer in services.federation:
+        try:
+            keys = issuer.keys.probe()
+        except IssuerUnavailable as error:
+            yield Finding(False, "issuer", issuer.url, error.problem)
+        else:
+            yield Finding(keys > 0, "issuer", issuer.url, f"{keys} keys")
 
 
 def _database(services: Services) -> Finding:

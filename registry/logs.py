@@ -40,6 +40,7 @@ _SECRETS = [
         r"(authorization[\"']?\s{0,3}[:=,]\s{0,3}[\"']?(?:(?:token|bearer|basic|digest)\s+)?)[^\s\"',}\]]+",
         r"(\b(?:token|bearer|basic)\s+)(?=\S*\d)[A-Za-z0-9+/=_.~-]{16,}",
         r"\b(reg_)[A-Za-z0-9_.-]+",
+        r"\b(eyJ)[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?",  # a JWT
         r"([a-z][a-z0-9+.-]*://)[^/\s\"'@]+@",
         r"([a-z][a-z0-9+.-]*://[^\s\"'?]*\?)[^\s\"'<>]+",
         r"(/objects/)[^\s\"'?<>]+",
@@ -49,7 +50,7 @@ _SECRETS = [
     )
 ]
 _SUSPECT = re.compile(
-    r"reg_|authorization|token|bearer|basic|://|/objects/|sig|md5|pass|secret|key|X-Amz|X-Goog",
+    r"reg_|eyJ|authorization|token|bearer|basic|://|/objects/|sig|md5|pass|secret|key|X-Amz|X-Goog",
     re.IGNORECASE,
 )
 

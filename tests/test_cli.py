@@ -19,6 +19,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from gitrepo import GitRepository
+from servers.issuer import KEYS, Issuer
 from servers.process import free_ports
 from service import ENDPOINT, Store, artifacts, digest, output, remote
 
@@ -301,6 +302,25 @@ def test_check_goes_on_after_a_failure_and_says_so_in_its_exit_code(config, tmp_
     assert "cannot be reached" in rows["http://127.0.0.1:9/x"]["result"]
     assert "no artifact's latest version lies here" in rows[f"{tmp_path}/empty"]["result"]
     assert "FAIL" in run(config, "check").output
+
+
+def test_check_says_of_every_issuer_whether_its_keys_can_be_had(config) -> None:
+    settings = yaml.safe_load(config.read_text())
+    rules = [{"claims": {"sub": "job"}, "repositories": ["*"]}]
+    with Issuer() as well, Issuer() as ill:
+        ill.answers[KEYS] = b"[]"
+        settings["issuers"] = [{"url": issuer.url, "rules": rules} for issuer in (well, ill)]
+        write(config, **settings)
+
+        done = run(config, "check", "--json")
+
+    rows = {row["name"]: row for row in json.loads(done.output) if row["kind"] == "issuer"}
+    assert done.exit_code == 1
+    assert (rows[well.url]["ok"], rows[well.url]["result"]) == (True, "1 keys")
+    assert (rows[ill.url]["ok"], rows[ill.url]["result"]) == (
+        False,
+        "the issuer answers what is no object of JSON",
+    )
 
 
 def test_check_finds_an_object_that_was_never_pushed(config, tmp_path) -> None:

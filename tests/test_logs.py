@@ -32,6 +32,8 @@ def written(message: object, *arguments: object, **extra: object) -> dict[str, o
     f"sent token {PREFIX}{CANARY}.{CANARY}",
     f"{PREFIX}{CANARY}-_{CANARY}.{CANARY}",
     f"Bearer {CANARY}",
+    f"eyJhbGciOiJSUzI1NiJ9.eyJ{CANARY}.{CANARY}",
+    f"subject_token=eyJhbGciOiJSUzI1NiJ9.eyJ{CANARY}.{CANARY}&scope=",
     f"https://bucket.s3.amazonaws.com/key?X-Amz-Signature={CANARY}&X-Amz-Expires=3600",
     f"X-Amz-Signature={CANARY}",
     f"X-Amz-Credential={CANARY}&X-Amz-Security-Token={CANARY}",

@@ -20,7 +20,7 @@ VERBS = {
     "serve": ("operate", "Start the service: gunicorn on the configuration."),
     "check": (
         "operate",
-        "Validate the configuration, reach every repository, and get one byte from every location.",
+        "Validate the configuration, reach what it names, and get a byte of every location.",
     ),
     "token": ("tokens", "Create, list and revoke the tokens of pipelines and scripts."),
     "tags": (

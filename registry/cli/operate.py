@@ -54,7 +54,7 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
 @config_option
 @json_option
 def check(config: Path, as_json: bool) -> None:
-    """Validate the configuration, reach every repository, and get one byte from every location."""
+    """Validate the configuration, reach what it names, and get a byte of every location."""
     require_git()
     services = services_of(config)
     findings = list(checks.run(services))

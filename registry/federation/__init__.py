@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,9 @@ class Federation:
             _proof(text, issuer, claims) if issuer.single_use else None,
             ends,
         )
+
+    def __iter__(self) -> Iterator[Issuer]:
+        return iter(self._issuers.values())
 
     def close(self) -> None:
         """Closes the connections to the issuers."""

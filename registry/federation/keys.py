@@ -75,6 +75,14 @@ class KeySource:
             raise IssuerUnavailable(self._issuer, self._problem, int(PAUSE))
         return self._keys.get(key_id)
 
+    def probe(self) -> int:
+        """Looks at the issuer now, and says how many keys it has. Raises IssuerUnavailable."""
+        self._tried = float("-inf")
+        self._look().join(PATIENCE)
+        if self._in_flight() or self._fetched != self._tried:
+            raise IssuerUnavailable(self._issuer, self._problem, int(PAUSE))
+        return len(self._keys)
+
     def close(self) -> None:
         """Closes the connections to the issuer."""
         self._pool.clear()
@@ -108,8 +116,8 @@ class KeySource:
         deadline = time.monotonic() + PATIENCE
         try:
             url = self._keys_url or self._discovered(deadline)
-            keys = _keys(self._read(url, deadline))
-        except (ValueError, RecursionError, urllib3.exceptions.HTTPError) as error:
+            keys = parse(self._read(url, deadline))
+        except (ValueError, urllib3.exceptions.HTTPError) as error:
             # A library's own words may be long and many: its kind says as much.
             self._problem = str(error) if type(error) is ValueError else type(error).__name__
             logger.warning("the keys of %s cannot be fetched: %s", self._issuer, self._problem)
@@ -120,8 +128,8 @@ class KeySource:
 
     def _discovered(self, deadline: float) -> str:
         url = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
-        document = self._read(url, deadline)
-        if not isinstance(document, dict) or document.get("issuer") != self._issuer:
+        document = _object(self._read(url, deadline))
+        if document.get("issuer") != self._issuer:
             raise ValueError("the discovery document is that of another issuer")
         keys_url = document.get("jwks_uri")
         if not isinstance(keys_url, str) or _origin(keys_url) != _origin(self._issuer):
@@ -130,8 +138,8 @@ class KeySource:
             )
         return keys_url
 
-    def _read(self, url: str, deadline: float) -> object:
-        """The JSON at a URL. Raises ValueError, RecursionError and urllib3's errors."""
+    def _read(self, url: str, deadline: float) -> bytes:
+        """The document at a URL. Raises ValueError and urllib3's errors."""
         response = self._pool.request(
             "GET",
             url,
@@ -150,15 +158,15 @@ class KeySource:
                     raise ValueError(f"{url} has more than {LARGEST} bytes")
                 if time.monotonic() > deadline:
                     raise ValueError(f"{url} does not answer in time")
-            return json.loads(found)
+            return bytes(found)
         finally:
             response.close()
             response.release_conn()
 
 
-def _keys(document: object) -> dict[str, Jwk]:
-    """Key id -> public key, of those that are for signatures. Raises ValueError."""
-    listed = document.get("keys") if isinstance(document, dict) else None
+def parse(data: bytes) -> dict[str, Jwk]:
+    """Key id -> public key, of those of a set that are for signatures. Raises ValueError."""
+    listed = _object(data).get("keys")
     if not isinstance(listed, list):
         raise ValueError("the document at jwks_uri is no set of keys")
     found: dict[str, Jwk] = {}
@@ -171,6 +179,16 @@ def _keys(document: object) -> dict[str, Jwk]:
             and "d" not in key
         ):
             found.setdefault(key["kid"], key)
+    return found
+
+
+def _object(data: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("the issuer answers what is no JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("the issuer answers what is no object of JSON")
     return found
 
 
