@@ -26,6 +26,7 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+import gunicorn.glogging  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from registry import logs, metrics
@@ -36,6 +37,8 @@ LAST = 5
 """Seconds before gunicorn kills a worker that drains: for what was answered to be written down."""
 AGAIN = 2
 """Seconds until another worker is tried where one could not start."""
+GLANCE = 0.1
+"""Seconds between two looks for clients whose time is over."""
 QUEUE = 0.2
 """Seconds for which a worker that was told to stop goes on accepting what was on its way."""
 
@@ -50,13 +53,22 @@ limit_request_fields = 64
 limit_request_field_size = 8190
 control_socket_disable = True  # nobody asked for a way in
 loglevel = "warning"
-# No access log of gunicorn's: its lines would hold gateway links, which are secrets.
+logger_class = "registry.server.Logger"
 logconfig_dict = logs.CONFIGURATION
 
 NOTICES = mmap(-1, 8)
 """Memory that all workers share, since the arbiter has it before it forks them."""
 
 logger = logging.getLogger(__name__)
+
+
+class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]
+    """gunicorn's own, without the access log, whose lines would hold gateway links: secrets. Where
+    logging is configured it puts them together for every request, whoever reads them.
+    """
+
+    def access(self, *_: object) -> None:
+        """Says nothing: `web.observe` does."""
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -73,6 +85,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # Connections that threads are busy with, and when they must be done reading.
         self._busy: dict[Any, float] = {}
         self._drained = float("inf")
+        self._looked = 0.0
 
     def init_process(self) -> None:
         """Works until it is told to stop."""
@@ -102,6 +115,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Says that the worker lives, at least once a second; and ends what takes too long."""
         super().notify()
         now = time.monotonic()
+        if now < self._looked + GLANCE:
+            return  # it is said after every event, and there are thousands a second
+        self._looked = now
         if not self.alive:
             self._drained = min(self._drained, now + self.cfg.graceful_timeout - LAST)
         for connection, deadline in list(self._busy.items()):
