@@ -25,6 +25,8 @@ _COLUMNS = {
     "created": experiments.c.created,
     "updated": experiments.c.updated,
 }
+# To clients an id is a text.
+_COMPARED = {**_COLUMNS, "id": sa.cast(experiments.c.id, sa.Text)}
 _NEWEST = (Order("attribute", "created", False),)
 
 
@@ -77,7 +79,7 @@ class Experiments:
             query = query.where(experiments.c.deleted == (view == "deleted"))
         for comparison in search.filters:
             condition = (
-                number_or_text(_COLUMNS[comparison.key], comparison, self._store.embedded)
+                number_or_text(_COMPARED[comparison.key], comparison, self._store.embedded)
                 if comparison.kind == "attribute"
                 else holds(
                     tags, tags.c.experiment == experiments.c.id, comparison, self._store.embedded

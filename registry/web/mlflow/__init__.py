@@ -73,9 +73,10 @@ def _answer(services: Services, generation: str, endpoint: str) -> Response:
     trace().route = f"{generation}/mlflow/{route.path}"
     access.require(principal(), route.scope)
     message = _message(route, table.flavour).with_path(values)
+    deleted = route.deletes(message) if route.deletes else None
     body = route.handler(services, principal(), message)
-    if route.deletes:
-        _record(services, route, message)
+    if deleted is not None:
+        _record(services, deleted)
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Response(text, mimetype="application/json")
 
@@ -94,15 +95,13 @@ def _message(route: "Route", flavour: "Flavour") -> "Message":
     return Message.of_body(body, flavour)
 
 
-def _record(services: Services, route: "Route", message: "Message") -> None:
+def _record(services: Services, deleted: str) -> None:
     """Writes to the audit log what was deleted."""
-    noun = route.deletes.removesuffix("_id")
-    deleted = message.run_id() if noun == "run" else message.text(route.deletes)
     services.audit.write(
         Deletion(
             request=trace().request_id,
             address=request.remote_addr or "",
             token=principal().id,
-            selector=f"{noun} {deleted}"[:255],
+            selector=deleted[:255],
         )
     )

@@ -20,7 +20,7 @@ _LONGEST_KEY = 250
 _LONGEST_TAG = 20_000
 _LONGEST_LOCATION = 2000
 _LOCATION = re.compile(
-    r"(?:(?:s3|gs|wasbs?|abfss?|hdfs|viewfs|dbfs|ftp|sftp|https?|file)://?|/)[^\s?#\\]*"
+    r"(?:(?:s3|gs|wasbs?|abfss?|hdfs|viewfs|dbfs|ftp|sftp|https?|file)://|/(?!/))[^\s?#\\]*"
 )
 _VIEWS: dict[str, View] = {"ACTIVE_ONLY": "active", "DELETED_ONLY": "deleted", "ALL": "all"}
 

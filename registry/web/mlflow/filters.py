@@ -294,9 +294,7 @@ class _Reader:
 
     def _value(self, name: _Name) -> Value:
         if self._is_number(name):
-            text = self._take(
-                f"a number, as is expected numeric value type for {name.kind}", "number"
-            ).text
+            text = self._take("a number", "number").text
             return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
         return self._take("a quoted text", "single", "double").quoted
 

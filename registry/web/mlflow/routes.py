@@ -26,14 +26,14 @@ Handler = Callable[[Services, Principal, Message], Json]
 class Route:
     """One endpoint. `{name}` in its path stands for one part of it, and `{*name}` for all the rest.
 
-    `deletes` names the field with the id of what the audit log will say was deleted.
+    `deletes` says what the audit log will say was deleted.
     """
 
     method: str
     path: str
     handler: Handler
     scope: str
-    deletes: str = ""
+    deletes: Callable[[Message], str] | None = None
     largest: int = LARGEST_BODY
 
 
@@ -80,16 +80,28 @@ def _values(pattern: str, path: str) -> dict[str, str] | None:
     return values
 
 
+def _experiment(message: Message) -> str:
+    return f"experiment {message.experiment_id()}"
+
+
+def _run(message: Message) -> str:
+    return f"run {message.run_id()}"
+
+
+def _model(message: Message) -> str:
+    return f"logged model {message.needed('model_id')}"
+
+
 # Both generations have these; what differs is how a message is spelled.
 _SHARED = (
     Route("POST", "experiments/create", experiments.create, WRITE),
     Route("GET", "experiments/list", experiments.list_all, READ),
     Route("GET", "experiments/get", experiments.get, READ),
-    Route("POST", "experiments/delete", experiments.delete, WRITE, deletes="experiment_id"),
+    Route("POST", "experiments/delete", experiments.delete, WRITE, deletes=_experiment),
     Route("POST", "experiments/restore", experiments.restore, WRITE),
     Route("POST", "experiments/update", experiments.update, WRITE),
     Route("POST", "runs/create", runs.create, WRITE),
-    Route("POST", "runs/delete", runs.delete, WRITE, deletes="run_id"),
+    Route("POST", "runs/delete", runs.delete, WRITE, deletes=_run),
     Route("POST", "runs/restore", runs.restore, WRITE),
     Route("GET", "runs/get", runs.get, READ),
     Route("POST", "runs/update", runs.update, WRITE),
@@ -120,7 +132,7 @@ SECOND = Table(
         Route("POST", "logged-models/search", models.search, READ),
         Route("GET", "logged-models/{model_id}", models.get, READ),
         Route("PATCH", "logged-models/{model_id}", models.finish, WRITE),
-        Route("DELETE", "logged-models/{model_id}", models.delete, WRITE, deletes="model_id"),
+        Route("DELETE", "logged-models/{model_id}", models.delete, WRITE, deletes=_model),
         Route("POST", "logged-models/{model_id}/params", models.log_params, WRITE),
         Route("PATCH", "logged-models/{model_id}/tags", models.set_tags, WRITE),
         Route("DELETE", "logged-models/{model_id}/tags/{*tag_key}", models.delete_tag, WRITE),

@@ -137,7 +137,10 @@ class Message:
 
     def run_id(self) -> str:
         """The id of a run, under either of its names."""
-        return self.text("run_id") or self.needed("run_uuid")
+        given = self.text("run_id") or self.text("run_uuid")
+        if not given:
+            raise self._missing("run_uuid" if self.flavour.early else "run_id")
+        return given
 
     def experiment_id(self, name: str = "experiment_id") -> int:
         """The id of an experiment, which is always a text to clients, and a number to us."""
