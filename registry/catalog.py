@@ -398,7 +398,7 @@ class Catalog:
         now = datetime.fromtimestamp(self._clock(), timezone.utc)
         opened: dict[int, Links] = {}
         parts = []
-        for location, prefix, entries in self._located(manifest):
+        for location, prefix, entries in self.located(manifest):
             links = opened.get(id(location))
             if links is None:
                 links = opened[id(location)] = self._links(location, now)
@@ -412,7 +412,7 @@ class Catalog:
             self._stores.require(store.url, str(location.url))
         return location.signer.links(now, self._lifetime)
 
-    def _located(self, manifest: Manifest) -> Iterator[tuple[Location, str, Collection[Entry]]]:
+    def located(self, manifest: Manifest) -> Iterator[tuple[Location, str, Collection[Entry]]]:
         """Entries with the location that may be signed for, and what precedes their keys there."""
         for group in manifest.groups:
             prefix = f"{group.storage.path}/" if group.storage.path else ""

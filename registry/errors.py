@@ -44,6 +44,7 @@ RegistryError
  │    ├── LocationNotGranted     the operator did not grant this storage location
  │    ├── NotInStorage           DVC's files say that the object is not in remote storage
  │    ├── ObjectMissing          they say that it is, and the store does not have it
+ │    ├── ObjectsMissing         the same of some of those that were asked for
  │    ├── NoChecksum             DVC records no MD5 by which a file could be checked
  │    └── UnsignableThere        said by a service to a client
  └── Unavailable                 try again later
@@ -619,6 +620,25 @@ class ObjectMissing(Unsignable):
         md5 = f" {self.md5}" if self.md5 else ""
         where = f" at {self.location}" if self.location else ""
         return f"{self.path!r}: its object{md5} is missing{where}: run `dvc push`."
+
+
+@dataclass(eq=False)
+class ObjectsMissing(Unsignable):
+    """The stores were asked for `checked` objects, and do not have those of the files `missing`."""
+
+    missing: tuple[str, ...]
+    checked: int
+
+    @property
+    def detail(self) -> str:
+        """Names the first of the files, and the usual way out."""
+        shown = ", ".join(repr(path) for path in self.missing[:3])
+        more = ", ..." if len(self.missing) > 3 else ""
+        files = "file" if len(self.missing) == 1 else "files"
+        return (
+            f"The objects of {len(self.missing)} {files} are missing in the store: run `dvc push`: "
+            f"{shown}{more}."
+        )
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ from registry.ledger import Ledger
 from registry.limits import RateLimit
 from registry.metrics import Metrics
 from registry.overview import Overview
+from registry.presence import Presence
 from registry.repository import Repository
 from registry.repository.lanes import Lanes
 from registry.repository.mirror import TagChange
@@ -74,6 +75,7 @@ class Services:
     issued: Issued
     ledger: Ledger
     overview: Overview
+    presence: Presence
     repositories: Repositories
     locations: tuple[Location, ...]
     grants: Grants
@@ -125,6 +127,7 @@ class Services:
         reader = Reader(stores=stores)
         issued = Issued(settings.database, clock)
         contents = Contents(repositories.at, grants, reader, settings.data_dir / "manifests", clock)
+        catalog = Catalog(repositories, contents, grants, stores, settings.link_lifetime, clock)
         return cls(
             access=Access(settings.database, settings.secret_keys, clock),
             federation=Federation(
@@ -142,10 +145,11 @@ class Services:
             metrics_are_public=settings.metrics == "public",
             trusted_proxies=settings.trusted_proxies,
             data_dir=settings.data_dir.absolute(),
-            catalog=Catalog(repositories, contents, grants, stores, settings.link_lifetime, clock),
+            catalog=catalog,
             issued=issued,
             ledger=Ledger(repositories, contents, issued),
             overview=Overview(repositories, contents, clock),
+            presence=Presence(catalog, reader, clock),
             repositories=repositories,
             locations=locations,
             grants=grants,
@@ -178,6 +182,7 @@ class Services:
     def close(self) -> None:
         """Ends every process, thread and connection that was opened meanwhile."""
         self.stores.close()
+        self.presence.close()
         with self.reader:
             for mirrored in self.repositories:
                 mirrored.repository.close()

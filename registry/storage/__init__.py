@@ -431,6 +431,16 @@ class Reader:
         finally:
             stream.close()
 
+    def has(self, origin: Origin) -> bool:
+        """Whether the store has the object, by one byte of it; no longer than a read may take.
+
+        Raises StorageUnavailable, also for a refusal: a store may refuse what it does not have.
+        """
+        stream = self._open(origin, "bytes=0-0", "GET", self._hasty)
+        if stream is not None:
+            stream.close()
+        return stream is not None
+
     def stream(
         self, origin: Origin, byte_range: str | None = None, method: str = "GET"
     ) -> Stream | None:

@@ -33,6 +33,7 @@ from registry.errors import (
     NotServed,
     ObjectCorrupt,
     ObjectMissing,
+    ObjectsMissing,
     OriginUnavailable,
     RegistryError,
     SettingsError,
@@ -59,6 +60,7 @@ STATUS: dict[type[RegistryError], int] = {
     NotFound: 404,
     Unsignable: 422,
     ObjectMissing: 424,
+    ObjectsMissing: 424,
     Unavailable: 503,
     DatabaseUnavailable: 503,
     ObjectCorrupt: 502,
@@ -89,7 +91,7 @@ def code_of(name: str) -> str:
 
 
 def envelope(
-    detail: str, code: str, retry_after: int | None = None, more: Mapping[str, str] | None = None
+    detail: str, code: str, retry_after: int | None = None, more: Mapping[str, object] | None = None
 ) -> str:
     """The body of a failure."""
     rest: dict[str, object] = {"code": code, "request_id": trace().request_id, **(more or {})}
@@ -98,7 +100,7 @@ def envelope(
     body = _json({"detail": detail, **rest})
     if len(body.encode()) > LARGEST_BODY:
         # As a text in JSON, where one character can take six.
-        room = LARGEST_BODY - len(_json({"detail": "...", **rest}).encode())
+        room = max(64, LARGEST_BODY - len(_json({"detail": "...", **rest}).encode()))
         detail = _shortened(detail, room) + "..."
         body = _json({"detail": detail, **rest})
     return body
@@ -117,7 +119,7 @@ def _shortened(text: str, room: int) -> str:
     return text
 
 
-def answer(error: RegistryError, more: Mapping[str, str] | None = None) -> Response:
+def answer(error: RegistryError, more: Mapping[str, object] | None = None) -> Response:
     """The answer that tells of an error, with the headers that go with its kind.
 
     `more` are fields that a dialect has in the body besides.

@@ -98,6 +98,11 @@ def document() -> Json:
                             "type": "string",
                             "description": "As in the header X-Request-Id, and in the log.",
                         },
+                        "missing": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "Files whose objects the store does not have.",
+                        },
                         "retry_after": {
                             "type": "integer",
                             "minimum": 1,

@@ -368,6 +368,17 @@ def test_a_refusal_of_the_store_is_no_absence(store):
 
     with Reader() as reader, pytest.raises(StorageUnavailable, match="it answers 40[013]"):
         reader.read(store.origin(wanted, store.impostor), 100)
+    with Reader() as reader, pytest.raises(StorageUnavailable, match="it answers 40[013]"):
+        reader.has(store.origin(wanted, store.impostor))
+
+
+def test_the_service_sees_whether_an_object_is_there(store):
+    there, empty = store.add(PLAIN_KEY), store.add("empty", b"")
+
+    with Reader() as reader:
+        assert reader.has(store.origin(there))
+        assert reader.has(store.origin(empty))
+        assert not reader.has(store.origin(entry("missing")))
 
 
 def test_a_link_to_a_version_gives_its_bytes_after_they_were_replaced(seaweedfs):

@@ -8,6 +8,7 @@ from gitrepo import GitRepository
 from service import (
     Registry,
     Store,
+    WebServer,
     artifacts,
     digest,
     output,
@@ -17,6 +18,7 @@ from service import (
 )
 from sqlalchemy import create_engine
 
+from registry.dvc.manifest import object_key
 from registry.receipt import Receipt
 from registry.web.registry.receipts import LONGEST_PAGE
 
@@ -588,3 +590,85 @@ class TestMany:
             assert self.post(registry, selector, max_age=max_age).status_code == 400
         assert form.status_code == 400
         assert self.post(registry, selector, token=registry.token(scopes=[])).status_code == 403
+
+
+class TestPresence:
+    """`?verify=head`: whether the store has what the receipt lists."""
+
+    @pytest.fixture
+    def registry(self, publish, store: Store) -> Registry:
+        listed = [{"md5": store.put(f"{n}"), "relpath": f"{n}"} for n in range(30)]
+        listed.append({"md5": digest("0"), "relpath": "same as 0"})
+        md5 = store.put(json.dumps(listed), ".dir")
+        return publish(
+            {
+                ".dvc/config": remote(store.url),
+                "dvc.yaml": artifacts(m="data"),
+                "data.dvc": output("data", md5),
+            },
+            storage=[{"url": store.url, "repositories": ["*"]}],
+        )
+
+    def lose(self, store: Store, *contents: str) -> None:
+        for content in contents:
+            (store.directory / object_key(digest(content), legacy=False)).unlink()
+
+    def test_what_is_there_is_resolved_as_ever(self, registry) -> None:
+        answer = resolve(registry, verify="head")
+
+        assert answer.data == resolve(registry).data
+        assert answer.headers["X-Registry-Verified"] == "30"
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+
+    def test_what_was_never_pushed_is_named(self, registry, store) -> None:
+        self.lose(store, "7", "0", "29")
+        receipt = resolve(registry).json["digest"]
+
+        for query in ({"repo": "team/models", "name": "m"}, {"receipt": receipt}):
+            answer = ask(registry, RESOLVE, verify="head", **query)
+
+            assert (answer.status_code, answer.json["code"]) == (424, "objects_missing")
+            assert answer.json["missing"] == ["data/0", "data/7", "data/29", "data/same as 0"]
+            assert answer.json["detail"] == (
+                "The objects of 4 files are missing in the store: run `dvc push`: "
+                "'data/0', 'data/7', 'data/29', ..."
+                "."
+            )
+            assert "X-Registry-Verified" not in answer.headers
+        assert resolve(registry).status_code == 200
+
+    def test_who_has_the_receipt_is_told_as_well(self, registry, store) -> None:
+        etag = resolve(registry).headers["ETag"]
+        before = resolve(registry, verify="head", etag=etag)
+        self.lose(store, "7")
+        after = resolve(registry, verify="head", etag=etag)
+
+        assert (before.status_code, after.status_code) == (304, 424)
+
+    def test_what_is_not_granted_is_not_asked_for(self, publish) -> None:
+        with WebServer() as attacker:
+            registry = publish({**files("1"), ".dvc/config": remote(f"{attacker.url}/x")})
+            answer = resolve(registry, verify="head")
+
+        assert (answer.status_code, answer.json["code"]) == (422, "location_not_granted")
+        assert attacker.requests == []
+
+    def test_a_store_that_fails_is_not_a_store_that_lacks(self, publish) -> None:
+        with WebServer() as server:
+            registry = publish(
+                {**files("1"), ".dvc/config": remote(server.url)},
+                storage=[{"url": server.url, "repositories": ["*"]}],
+            )
+            missing = resolve(registry, verify="head")
+            server.status = 403
+            refused = resolve(registry, verify="head")
+
+        assert (missing.status_code, missing.json["missing"]) == (424, ["model.pkl"])
+        assert (refused.status_code, refused.json["code"]) == (502, "storage_unavailable")
+
+    def test_there_is_a_limit(self, many) -> None:
+        registry, _ = many
+        answer = resolve(registry, verify="head")
+
+        assert (answer.status_code, answer.json["code"]) == (400, "invalid_request")
+        assert resolve(registry, verify="get").status_code == 400

@@ -2,6 +2,7 @@
 
 from registry.domain import LONGEST_NAME
 from registry.gto import Action
+from registry.presence import MOST
 from registry.web.describe import (
     NAME_OF_ARTIFACT,
     TOKEN_FAILS,
@@ -128,6 +129,11 @@ def _resolve() -> Json:
             required=False,
             pattern="^[0-9]+$",
         ),
+        "X-Registry-Verified": header(
+            "How many objects the store was asked for, with `verify`.",
+            required=False,
+            pattern="^[0-9]+$",
+        ),
         "X-Registry-Deprecated": header(
             "Present when the artifact is deprecated.", required=False, const="true"
         ),
@@ -157,6 +163,12 @@ def _resolve() -> Json:
                 "`Cache-Control: no-cache` means 0.",
                 {"pattern": "^[0-9]{1,9}$"},
                 "0",
+            ),
+            _optional(
+                "verify",
+                f"`head`: ask the store whether it has every object, at most {MOST}.",
+                {"enum": ["head"]},
+                "head",
             ),
             {
                 "name": "If-None-Match",

@@ -10,10 +10,12 @@ from flask import Blueprint, Response, request
 from registry import access
 from registry.catalog import Resolution, Signed
 from registry.domain import Entry
-from registry.errors import InvalidRequest
+from registry.errors import InvalidRequest, ObjectsMissing
+from registry.given import Given
 from registry.receipt import Receipt
 from registry.services import Services
 from registry.web.auth import principal
+from registry.web.errors import answer
 from registry.web.observe import Record, trace
 from registry.web.registry import formats
 from registry.web.registry.asked import (
@@ -40,7 +42,7 @@ _IMMUTABLE = "private, max-age=31536000, immutable"
 _CHANGING = "private, no-cache"
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_RESOLVE = SELECTOR | {"receipt", "max_age"}
+_RESOLVE = SELECTOR | {"receipt", "max_age", "verify"}
 _URLS = frozenset({"receipt", "path", "after", "limit"})
 _MD5SUMS = frozenset({"receipt"})
 
@@ -48,21 +50,22 @@ _MD5SUMS = frozenset({"receipt"})
 def add_to(routes: Blueprint, services: Services) -> None:
     """Adds the routes of this module."""
 
+    @routes.errorhandler(ObjectsMissing)
+    def missing(error: ObjectsMissing) -> Response:
+        return answer(error, {"missing": list(error.missing)})
+
     @routes.get("/resolve")
     def resolve() -> Response:
         given, asks = arguments(_RESOLVE), principal()
         access.require(asks, "models:read")
-        if "receipt" in given:
-            if len(given) > 1:
-                raise InvalidRequest("receipt", "a receipt alone says everything")
-            return _receipt(services.ledger.recall(asks, given["receipt"]).receipt, _IMMUTABLE)
-        selector = selector_of(given)
-        resolution = services.catalog.resolve(
-            asks, given.get("repo", ""), selector, max_age_of(given)
-        )
-        trace().headers += _freshness(resolution, services.clock())
-        receipt = services.ledger.receipt(asks, resolution).receipt
-        return _receipt(receipt, _IMMUTABLE if selector.revision else _CHANGING)
+        verify = _verify(given)
+        found = _recalled(services, given) if "receipt" in given else _resolved(services, given)
+        lasting = "receipt" in given or "rev" in given
+        if verify:
+            checked = services.presence.require(found.manifest)
+            trace().headers.append(("X-Registry-Verified", str(checked)))
+        # What a store has can change any time.
+        return _receipt(found.receipt, _IMMUTABLE if lasting and not verify else _CHANGING)
 
     @routes.post("/resolve")
     def resolve_together() -> Response:
@@ -111,6 +114,19 @@ def add_to(routes: Blueprint, services: Services) -> None:
         return Response(_joined(lines, len(receipt.files)), mimetype=PLAIN)
 
 
+def _recalled(services: Services, given: Mapping[str, str]) -> Given:
+    if given.keys() - {"receipt", "verify"}:
+        raise InvalidRequest("receipt", "a receipt alone says everything")
+    return services.ledger.recall(principal(), given["receipt"])
+
+
+def _resolved(services: Services, given: Mapping[str, str]) -> Given:
+    asks, selector = principal(), selector_of(given)
+    resolution = services.catalog.resolve(asks, given.get("repo", ""), selector, max_age_of(given))
+    trace().headers += _freshness(resolution, services.clock())
+    return services.ledger.receipt(asks, resolution)
+
+
 def _receipt(receipt: Receipt, cache_control: str) -> Response:
     """A receipt, unless the client has it."""
     wanted = preferred(JSON, PLAIN)
@@ -142,6 +158,12 @@ def _freshness(resolution: Resolution, now: float) -> Iterator[tuple[str, str]]:
     yield from age(resolution.checked, now, stale=resolution.stale)
     if resolution.deprecated:
         yield "X-Registry-Deprecated", "true"
+
+
+def _verify(given: Mapping[str, str]) -> bool:
+    if given.get("verify", "head") != "head":
+        raise InvalidRequest("verify", "head, which asks the store for every object")
+    return "verify" in given
 
 
 def _pattern(given: Mapping[str, str]) -> str:
