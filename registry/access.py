@@ -8,11 +8,13 @@ by the SHA-256 of its secret, so that neither a dump of it nor the signing key a
 import hashlib
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import sqlalchemy as sa
 from itsdangerous import BadSignature, Signer
@@ -63,6 +65,7 @@ _exchanges = sa.Table(
 KEPT = 7 * 86_400
 """Seconds that an exchanged token stays in the list after its end."""
 _TIDY = 600.0
+_PAUSE = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,13 @@ class Access:
     """
 
     def __init__(
-        self, database: str, secret_keys: list[str], clock: Callable[[], float] = time.time
+        self,
+        database: str,
+        secret_keys: list[str],
+        clock: Callable[[], float] = time.time,
+        most: int = 10_000,
     ) -> None:
+        """`most` checked tokens are remembered before those that ended long ago are forgotten."""
         self._engine = engine_of(database)
         self._signer = Signer(
             secret_keys, salt="registry.token", key_derivation="hmac", digest_method=hashlib.sha256
@@ -108,7 +116,11 @@ class Access:
         self._clock = clock
         self._checked: dict[str, tuple[Token, float]] = {}
         self._tidied = float("-inf")
-        self._failed: float | None = None
+        self._most = most
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._failing = False
+        self._closed = threading.Event()
 
     def create_tables(self) -> None:
         """Makes the tables that are missing; harmless when all are there."""
@@ -217,12 +229,12 @@ class Access:
 
     @property
     def failing(self) -> bool:
-        """Whether the database did not answer when a token was last looked up."""
-        return self._failed is not None
+        """Whether the database did not answer when it was last asked for a token."""
+        return self._failing
 
     def _look_up(self, text: str, now: float, known: Token | None) -> Token:
-        if known and self._failed is not None and 0 <= now - self._failed < FRESH:
-            return known  # each further look at what does not answer would cost seconds
+        if known and self._failing:
+            return known  # to ask what does not answer costs seconds: somebody else does
         try:
             if not _TOKEN.fullmatch(text):
                 raise BadSignature("it is not spelled as tokens are")
@@ -231,20 +243,58 @@ class Access:
             raise Unauthenticated("not a token of this registry") from None
         query = sa.select(_tokens).where(_tokens.c.digest == _digest(secret))
         try:
-            with translated(), self._engine.connect() as connection:
-                row = connection.execute(query).one_or_none()
+            row = self._row(query)
         except DatabaseUnavailable:
-            self._failed = now
             if known is None:
                 raise
             return known
-        self._failed = None
         if row is None:
             self._checked.pop(text, None)
             raise Unauthenticated("unknown token")
         token = _token(dict(row._mapping))
-        self._checked[text] = (token, now)
+        self._remember(text, token, now)
         return token
+
+    def _remember(self, text: str, token: Token, now: float) -> None:
+        if text not in self._checked and len(self._checked) >= self._most:
+            for other, (_, checked) in [*self._checked.items()]:
+                if abs(now - checked) >= GRACE:  # it would be looked up anyway
+                    self._checked.pop(other, None)
+        self._checked[text] = token, now
+
+    def _row(self, query: "sa.Select[Any]") -> "sa.Row[Any] | None":
+        """The row of a token. Raises DatabaseUnavailable.
+
+        Once the database failed, one thread at a time asks it: the others would wait in vain, and
+        be missing to whoever can be answered without it.
+        """
+        failing = self._failing
+        if failing and not self._turn.acquire(blocking=False):
+            raise DatabaseUnavailable("it did not answer a moment ago")
+        try:
+            with translated(), self._engine.connect() as connection:
+                row = connection.execute(query).one_or_none()
+        except DatabaseUnavailable:
+            self._fail()
+            raise
+        finally:
+            if failing:
+                self._turn.release()
+        self._failing = False
+        return row
+
+    def _fail(self) -> None:
+        with self._lock:
+            if not self._failing:
+                self._failing = True
+                threading.Thread(target=self._await, name="database", daemon=True).start()
+
+    def _await(self) -> None:
+        """Asks the database again and again until it answers."""
+        while self._failing and not self._closed.wait(_PAUSE):
+            with suppress(DatabaseUnavailable):
+                self.probe()
+                self._failing = False
 
     def probe(self) -> float | None:
         """Asks the database for its time: Unix seconds, or None where it has no clock of its own.
@@ -258,6 +308,7 @@ class Access:
 
     def close(self) -> None:
         """Closes the connections to the database."""
+        self._closed.set()
         self._engine.dispose()
 
 

@@ -2,8 +2,10 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -14,11 +16,13 @@ from registry.errors import DatabaseUnavailable, SettingsError
 
 PATIENCE = 2
 """Seconds to wait for a lock, a connection, or a free place in the pool."""
+ANSWER = 3
+"""Seconds to wait for the answer to a statement."""
 
 _POSTGRESQL = {
     "connect_timeout": PATIENCE,
     "tcp_user_timeout": 2000 * PATIENCE,
-    "options": f"-c lock_timeout={PATIENCE}s -c statement_timeout={2 * PATIENCE}s",
+    "options": f"-c lock_timeout={PATIENCE}s -c statement_timeout={ANSWER}s",
 }
 
 
@@ -44,6 +48,8 @@ def engine_of(url: str, patience: int = PATIENCE) -> sa.Engine:
             "must be sqlite:///<file> or postgresql+psycopg://<user>:<password>@<host>/<database>,"
             " or the URL of another database whose driver is installed",
         ) from None
+    if "options" in limits:
+        _limit_psycopg(engine)
     if engine.dialect.name == "sqlite":
 
         @sa.event.listens_for(engine, "connect")
@@ -55,6 +61,75 @@ def engine_of(url: str, patience: int = PATIENCE) -> sa.Engine:
             cursor.close()
 
     return engine
+
+
+_Value = TypeVar("_Value")
+
+
+def _limit_psycopg(engine: sa.Engine) -> None:
+    """Gives up a statement that is not answered in time, and the connection with it.
+
+    The limits of `_POSTGRESQL` are kept by the server: one that hangs keeps none of them.
+    """
+    import psycopg  # noqa: PLC0415 an optional part of the installation
+
+    class Limited(psycopg.Connection[Any]):
+        limit: float = PATIENCE
+
+        def wait(self, gen: Generator[Any, Any, _Value], *args: Any, **more: Any) -> _Value:
+            """What psycopg does with every statement."""
+            late = psycopg.OperationalError("the server does not answer in time")
+            try:
+                return super().wait(_limited(gen, self.limit, late), *args, **more)
+            except psycopg.OperationalError as error:
+                if error is late:
+                    self.close()
+                raise
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _connect(_: object, __: object, arguments: Any, options: Any) -> Any:
+        return Limited.connect(*arguments, **options)
+
+    # Whether a connection from the pool still lives is asked before it is handed out, and is
+    # answered at once or never.
+    @sa.event.listens_for(engine, "checkout")
+    def _allow(connection: Any, *_: object) -> None:
+        connection.limit = ANSWER + 0.5  # after the server's own limit
+
+    @sa.event.listens_for(engine, "checkin")
+    def _hurry(connection: Any, *_: object) -> None:
+        if connection is not None:
+            connection.limit = PATIENCE
+
+
+def unhurried(connection: sa.Connection) -> None:
+    """Lifts the time limits of PostgreSQL for a transaction: to a minute for a lock, and ten for
+    each statement.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
+        connection.execute(sa.text("SET LOCAL statement_timeout = '10min'"))
+    if connection.engine.driver == "psycopg":
+        connection.connection.dbapi_connection.limit = 610.0  # type: ignore[union-attr]  # ours
+
+
+def _limited(
+    gen: Generator[Any, Any, _Value], limit: float, late: Exception
+) -> Generator[Any, Any, _Value]:
+    """The same steps, taken several times a second while nothing comes; raises `late` after
+    `limit` seconds of them.
+    """
+    deadline = time.monotonic() + limit
+    try:
+        step = next(gen)
+        while True:
+            ready = yield step
+            if time.monotonic() > deadline:
+                raise late
+            step = gen.send(ready)
+    except StopIteration as stop:
+        value: _Value = stop.value
+        return value
 
 
 @contextmanager

@@ -239,6 +239,22 @@ def outage(database: str) -> Iterator[None]:
     engine.dispose()
 
 
+def test_tokens_that_were_not_seen_for_long_are_forgotten(
+    make: Callable[..., Access], clock: Clock, database: str
+) -> None:
+    *texts, last = [issue(make())[1] for _ in range(6)]
+    access = Access(database, [OLD], clock, most=5)
+    for text in texts:
+        access.principal(text)
+    assert len(access._checked) == 5
+
+    clock.now += GRACE
+    access.principal(last)
+
+    assert len(access._checked) == 1
+    access.close()
+
+
 def test_a_principal_without_the_scope_is_refused() -> None:
     principal = Principal("1", "ci", frozenset({"models:read"}), ("*",))
 

@@ -275,7 +275,8 @@ class Client:
 
     def _hold_age(self, repository: str, answer: Answer, begun: float) -> None:
         """By the age it gives, the state of this answer is not older than that of the last one."""
-        oldest, newest = begun - answer.age - 1, self._observer.clock() - answer.age
+        # An age is in whole seconds, and that of an answer made earlier in its second.
+        oldest, newest = begun - answer.age - 2, self._observer.clock() - answer.age
         assert newest >= self._checked[repository], (
             f"{repository}: seen at {newest:.1f} at the latest, and at "
             f"{self._checked[repository]:.1f} before"

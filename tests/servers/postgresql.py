@@ -20,15 +20,25 @@ _UNSAFE_BUT_QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=of
 
 @dataclass(frozen=True)
 class PostgreSQL:
-    """A cluster of databases. `run` starts its server, which `start` below did once already."""
+    """A cluster of databases in `data`. `run` starts its server, which `start` below did once
+    already.
+    """
 
     port: int
-    run: Callable[[], AbstractContextManager[None]] = field(repr=False)
+    data: Path
+    run: Callable[[], AbstractContextManager[object]] = field(repr=False)
+    crash: Callable[[], object] = field(repr=False)
+    """Ends the server at once, as if the machine went down; `run` starts it again."""
     _number: Iterator[int] = field(default_factory=count, repr=False)
 
     def url(self, database: str) -> str:
         """The SQLAlchemy URL of a database."""
         return f"postgresql+psycopg://postgres@{HOST}:{self.port}/{database}"
+
+    @property
+    def pid(self) -> int:
+        """The process that all others of the running server descend from."""
+        return int((self.data / "postmaster.pid").read_text().split()[0])
 
     def create_database(self) -> str:
         """Makes an empty database, and returns its URL."""
@@ -59,7 +69,13 @@ def start(directory: Path) -> Iterator[PostgreSQL]:
         command = [*prefix, postgres, "-D", str(data)]
         for setting in (*settings, *_UNSAFE_BUT_QUICK):
             command += ["-c", setting]
-        server = PostgreSQL(port, lambda: running(command, ready, log=directory / "postgresql.log"))
+        end = [*prefix, _program("pg_ctl"), "stop", "-D", str(data), "-m", "immediate"]
+        server = PostgreSQL(
+            port,
+            data,
+            run=lambda: running(command, ready, log=directory / "postgresql.log"),
+            crash=lambda: subprocess.run(end, check=True, capture_output=True, cwd=home),
+        )
 
         def ready() -> None:
             engine = sa.create_engine(server.url("postgres"))

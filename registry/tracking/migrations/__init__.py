@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from registry.database import unhurried
+
 _LOCK = 7_231_551_905_432_110_821
 """What PostgreSQL knows the lock of an upgrade by: a number that nothing else uses."""
 
@@ -20,8 +22,7 @@ def upgrade(connection: sa.Connection) -> None:
     On SQLite the transaction must be one that writes from its beginning.
     """
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
-        connection.execute(sa.text("SET LOCAL statement_timeout = '10min'"))
+        unhurried(connection)
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = Config()
     # Alembic expands % in an option.
