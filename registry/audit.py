@@ -134,7 +134,24 @@ class Deletion:
     decision: Literal["deleted"] = "deleted"
 
 
-Happening = Event | Exchange | Deletion | Change
+@dataclass(frozen=True)
+class Delivery:
+    """Whether an object was handed out through the gateway, the `selector`: where it is kept.
+
+    A link says of nobody to whom it was given; `link` tells one from another, by what nobody can
+    make it from: the beginning of the SHA-256 of its token.
+    """
+
+    request: str
+    address: str
+    link: str
+    selector: str
+    md5: str | None
+    decision: Literal["granted", "refused"]
+    reason: str | None = None
+
+
+Happening = Event | Exchange | Deletion | Delivery | Change
 
 
 @dataclass(frozen=True)
@@ -217,7 +234,7 @@ class AuditLog:
             with suppress(IntegrityError), self._engine.begin() as connection:
                 connection.execute(sa.insert(_head).values(first))
 
-    def write(self, event: Event | Exchange | Deletion) -> None:
+    def write(self, event: Event | Exchange | Deletion | Delivery) -> None:
         """Adds a row.
 
         Where rows are required it is committed on return, within WAIT seconds; DatabaseUnavailable

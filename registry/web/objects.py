@@ -8,15 +8,22 @@ as they come. Where nginx stands before the service it can take over: X-Accel-Re
 """
 
 from datetime import datetime, timezone
+from hashlib import sha256
 from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 
+from registry import logs
+from registry.audit import Delivery
 from registry.domain import RelPath
-from registry.errors import InvalidLink, ObjectMissing
+from registry.errors import DatabaseUnavailable, InvalidLink, ObjectMissing, RegistryError
 from registry.services import Services
 from registry.storage.gateway import ROUTE, GatewayLink
 from registry.web.auth import public
+from registry.web.observe import trace
+
+_WITH_BYTES = (200, 206)
+_LONGEST = 255
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -28,28 +35,63 @@ def blueprint(services: Services) -> Blueprint:
     def get_object(token: str) -> Response:
         now = datetime.fromtimestamp(services.clock(), timezone.utc)
         link = services.gateway.open(token, now)
-        location = services.grants.holding(link.url)
-        if location is None:
-            raise InvalidLink("the configuration no longer lists the location")
-        headers = _headers(link)
-        if link.entry.md5 and request.if_none_match.contains_weak(link.entry.md5):
-            return Response(status=304, headers=headers)
-        handoff = services.handoffs.get(location.url)
-        if handoff and link.url.path.startswith(f"{location.url.path}/"):
-            below = link.url.path[len(location.url.path) + 1 :]
-            return Response(headers={**headers, "X-Accel-Redirect": f"{handoff}{quote(below)}"})
-        origin = location.signer.origin(link.url.path, link.entry, now)
-        unchanged = request.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
-        wanted = request.headers.get("Range") if unchanged else None
-        stream = services.reader.stream(origin, wanted, request.method)
-        if stream is None:
-            raise ObjectMissing(link.entry.path, link.entry.md5)
-        for name in ("Content-Length", "Content-Range", "Last-Modified"):
-            if name in stream.headers:
-                headers[name] = stream.headers[name]
-        return Response(stream, stream.status, headers, direct_passthrough=True)
+        try:
+            response = _answer(services, link, now)
+        except RegistryError as error:
+            _record(services, token, link, type(error).__name__)
+            raise
+        if response.status_code in _WITH_BYTES:
+            try:
+                _record(services, token, link, None)
+            except DatabaseUnavailable:
+                response.close()
+                raise
+        return response
 
     return routes
+
+
+def _answer(services: Services, link: GatewayLink, now: datetime) -> Response:
+    location = services.grants.holding(link.url)
+    if location is None:
+        raise InvalidLink("the configuration no longer lists the location")
+    headers = _headers(link)
+    if link.entry.md5 and request.if_none_match.contains_weak(link.entry.md5):
+        return Response(status=304, headers=headers)
+    handoff = services.handoffs.get(location.url)
+    if handoff and link.url.path.startswith(f"{location.url.path}/"):
+        below = link.url.path[len(location.url.path) + 1 :]
+        return Response(headers={**headers, "X-Accel-Redirect": f"{handoff}{quote(below)}"})
+    origin = location.signer.origin(link.url.path, link.entry, now)
+    unchanged = request.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
+    wanted = request.headers.get("Range") if unchanged else None
+    stream = services.reader.stream(origin, wanted, request.method)
+    if stream is None:
+        raise ObjectMissing(link.entry.path, link.entry.md5)
+    for name in ("Content-Length", "Content-Range", "Last-Modified"):
+        if name in stream.headers:
+            headers[name] = stream.headers[name]
+    return Response(stream, stream.status, headers, direct_passthrough=True)
+
+
+def _record(services: Services, token: str, link: GatewayLink, reason: str | None) -> None:
+    """Writes a row, before the first byte is sent. Who only asks for headers leaves none.
+
+    Raises DatabaseUnavailable where rows are required.
+    """
+    if request.method != "GET":
+        return
+    services.audit.write(
+        Delivery(
+            request=trace().request_id,
+            address=request.remote_addr or "",
+            link=sha256(token.encode()).hexdigest()[:16],
+            selector=logs.redact(str(link.url))[:_LONGEST],
+            md5=link.entry.md5,
+            decision="refused" if reason else "granted",
+            reason=reason,
+        )
+    )
 
 
 def _headers(link: GatewayLink) -> dict[str, str]:

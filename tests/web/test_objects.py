@@ -1,6 +1,10 @@
 """The gateway: links of our own, behind which the service reads what no store can sign."""
 
+import json
+import sqlite3
 from base64 import b64encode
+from contextlib import closing
+from hashlib import sha256
 from urllib.parse import urlsplit
 
 import pytest
@@ -263,3 +267,64 @@ def test_a_file_that_a_web_server_lacks_is_missing(publish, web) -> None:
     web.files.clear()
 
     assert registry.download(registry.links()["mödel 1.pkl"]).status_code == 424
+
+
+def deliveries(registry: Registry) -> list[dict[str, object]]:
+    """The rows of the audit log about the gateway, with all that was waiting to be written."""
+    registry.services.audit.close()
+    records = [json.loads(row.record) for row in registry.services.audit.rows()]
+    return [record for record in records if "link" in record]
+
+
+def test_what_was_handed_out_is_in_the_audit_log_and_the_link_is_not(local, link, store) -> None:
+    whole, part = local.download(link), local.download(link, Range="bytes=1-2")
+
+    rows = deliveries(local)
+    token = link.rpartition("/")[2]
+    for row, answer in zip(rows, (whole, part), strict=True):
+        row.pop("at")
+        assert row == {
+            "request": answer.headers["X-Request-Id"],
+            "address": "127.0.0.1",
+            "link": sha256(token.encode()).hexdigest()[:16],
+            "selector": f"{store.url}/{key(DATA)}",
+            "md5": digest(DATA),
+            "decision": "granted",
+            "reason": None,
+        }
+    assert token not in json.dumps(rows)
+    assert list(local.services.audit.verify()) == []
+
+
+def test_an_object_that_was_not_handed_out_is_in_the_audit_log_with_the_reason(
+    local, link, store
+) -> None:
+    (store.directory / key(DATA)).unlink()
+    local.download(link)
+
+    (row,) = deliveries(local)
+    assert (row["decision"], row["reason"]) == ("refused", "ObjectMissing")
+
+
+def test_what_gave_no_byte_is_not_in_the_audit_log(local, link) -> None:
+    local.download(link, "HEAD")
+    local.download(link, If_None_Match=f'"{digest(DATA)}"')
+    local.download(link, Range="bytes=99999-")
+    local.download(f"{link}x")
+
+    assert deliveries(local) == []
+
+
+def test_where_a_row_is_required_no_byte_is_sent_without_one(publish, store, tmp_path) -> None:
+    files = {**MODEL, ".dvc/config": remote(store.url)}
+    store.put(DATA)
+    registry = publish(files, storage=[{"url": store.url, "repositories": ["*"]}], audit="required")
+    (link,) = registry.links().values()
+    with closing(sqlite3.connect(tmp_path / "var" / "registry.db")) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        answer = registry.download(link)
+
+        assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
+        assert DATA not in answer.data
+    assert registry.download(link).data == DATA
+    assert [row["decision"] for row in deliveries(registry)] == ["granted"]
