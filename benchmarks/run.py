@@ -25,10 +25,8 @@ from werkzeug.test import create_environ
 from benchmarks import load, signing
 from benchmarks.world import World, bare_server, registry_server
 from registry.domain import Selector
-from registry.gto import Index
 from registry.repository import Repository
 from registry.repository.lanes import Lanes
-from registry.repository.mirror import read_tags
 from registry.services import Services
 from registry.web import create_app
 
@@ -220,14 +218,15 @@ def _command(command: list[str]) -> Callable[[], object]:
 
 
 def _first_index(repository: Repository) -> None:
-    """From the refs of a mirror to the first answer, as the first process does it."""
+    """From the refs of a mirror to the first answer, as after a clone."""
     mirror = repository._mirror
+    mirror._write_refs(mirror._listed())
     state = mirror.state()
     assert state
-    list(read_tags(mirror.commands))
-    found = mirror.tags(state)
-    assert found
-    Index(found).resolve(Selector.parse("a7", stage="prod"))
+    told = mirror.refs(state)
+    assert told
+    repository._objects.close()  # which the first process must start, too
+    repository._index(None, told).resolve(Selector.parse("a7", stage="prod"))
 
 
 def directory(world: World) -> Iterator[Row]:

@@ -12,15 +12,19 @@ contradict themselves or each other, the order of events below decides, for ever
 """
 
 import re
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from registry.domain import DIRNAME, NAME, ArtifactName, Revision, Selector
 from registry.errors import ArtifactNotFound, RegistryError, StageNotFound, VersionNotFound
 
 _LONGEST_TAG = 255
+_PATIENCE = 1.0
+"""Seconds to wait for another thread that reads the same tags, rather than read them, too."""
 _FEW = 10
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _IDENTIFIER = rf"(?:{_NUMBER}|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)"
@@ -101,6 +105,13 @@ class Tag:
     annotated: bool
 
 
+class Ref(NamedTuple):
+    """A tag that was not read yet: its name, and the id of the object that says the rest."""
+
+    name: str
+    oid: str
+
+
 @dataclass(frozen=True, slots=True)
 class Resolution:
     """What a selector means. `version` is the greatest active one at the revision, if any; `tag`
@@ -168,7 +179,7 @@ class History:
         self._artifact = artifact
         self._void: dict[Event, Tag] = {}
         deeds = []
-        for tag in tags:
+        for tag in sorted(tags, key=lambda tag: tag.name):
             event = Event.parse(tag.name)
             if event is None or event.fullname != artifact.in_tags:
                 continue
@@ -420,24 +431,46 @@ def _problem(tag: Tag) -> str:
 
 
 class Index:
-    """The tags of a repository, by artifact. Immutable; histories are folded when asked for."""
+    """The tags of a repository, by artifact. Immutable: an object id never means anything else.
 
-    def __init__(self, tags: Iterable[Tag]) -> None:
-        grouped: dict[str, list[Tag]] = defaultdict(list)
-        for tag in tags:
-            # No full name holds either character, so that grouping need not parse.
-            grouped[tag.name.partition("@")[0].partition("#")[0]].append(tag)
-        self._grouped: Mapping[str, list[Tag]] = dict(grouped)
+    What is a Ref is read when its artifact is asked for, all tags of the artifact at once, and
+    then remembered. `read` gives the tags of the refs, in their order; what it raises is passed on.
+    """
+
+    def __init__(
+        self,
+        tags: Iterable[Tag | Ref],
+        read: Callable[[Sequence[Ref]], Sequence[Tag]] = lambda _: (),
+    ) -> None:
+        self._read = read
+        self._grouped: dict[str, Sequence[Tag | Ref]] = dict(_grouped(tags))
         self._histories: dict[str, History] = {}
+        self._reading = threading.Lock()
+
+    def updated(self, gone: Iterable[str], new: Iterable[Tag | Ref]) -> "Index":
+        """The index without the tags of the names `gone`, and then with the `new` ones. It shares
+        every artifact that they do not touch, and reads of the others only what is new.
+        """
+        added, removed = _grouped(new), frozenset(gone)
+        updated = Index((), self._read)
+        updated._grouped = self._grouped.copy()  # at once, though other threads may read
+        updated._histories = self._histories.copy()
+        for fullname in {_fullname(name) for name in removed}.union(added):
+            kept = [tag for tag in self._grouped.get(fullname, ()) if tag.name not in removed]
+            updated._grouped[fullname] = (*kept, *added.get(fullname, ()))
+            updated._histories.pop(fullname, None)
+            if not updated._grouped[fullname]:
+                del updated._grouped[fullname]
+        return updated
 
     def artifacts(self) -> tuple[ArtifactName, ...]:
-        """Every artifact that a tag speaks of, in alphabetical order.
+        """Every artifact that a tag speaks of, in alphabetical order. Reads nothing.
 
         Tags of `path/dvc.yaml=m` speak of none: nobody can ask for it, since that spelling means
         the artifact `path:m`.
         """
         found = []
-        for fullname, tags in self._grouped.items():
+        for fullname, tags in tuple(self._grouped.items()):
             if not any(Event.parse(tag.name) for tag in tags):
                 continue
             try:
@@ -453,10 +486,33 @@ class Index:
         fullname = artifact.in_tags
         history = self._histories.get(fullname)
         if history is None:
-            history = History(artifact, self._grouped.get(fullname, ()))
-            if fullname in self._grouped:  # anything else may be asked for, without end
-                self._histories[fullname] = history
+            if fullname not in self._grouped:
+                return History(artifact, ())  # which may be asked for without end
+            self._fold((artifact,))
+            history = self._histories[fullname]
         return history
+
+    def histories(self) -> Mapping[ArtifactName, History]:
+        """The histories of all artifacts, in alphabetical order, with one reading for all."""
+        artifacts = self.artifacts()
+        self._fold(artifacts)
+        return {one: self._histories[one.in_tags] for one in artifacts}
+
+    def _fold(self, artifacts: Iterable[ArtifactName]) -> None:
+        """By one thread, if that is soon done: the others find what it read."""
+        alone = self._reading.acquire(timeout=_PATIENCE)
+        try:
+            wanted = [one for one in artifacts if one.in_tags not in self._histories]
+            groups = {one: self._grouped[one.in_tags] for one in wanted}
+            unread = [tag for tags in groups.values() for tag in tags if isinstance(tag, Ref)]
+            read = dict(zip(unread, self._read(unread), strict=True)) if unread else {}
+            for artifact, group in groups.items():
+                tags = tuple(read[tag] if isinstance(tag, Ref) else tag for tag in group)
+                self._grouped[artifact.in_tags] = tags
+                self._histories[artifact.in_tags] = History(artifact, tags)
+        finally:
+            if alone:
+                self._reading.release()
 
     def resolve(self, selector: Selector) -> Resolution:
         """What the selector means. Raises ArtifactNotFound, VersionNotFound, StageNotFound."""
@@ -468,3 +524,15 @@ class Index:
         if selector.stage:
             return history.stage(selector.stage)
         return history.latest()
+
+
+def _grouped(tags: Iterable[Tag | Ref]) -> Mapping[str, list[Tag | Ref]]:
+    grouped: dict[str, list[Tag | Ref]] = defaultdict(list)
+    for tag in tags:
+        grouped[_fullname(tag.name)].append(tag)
+    return grouped
+
+
+def _fullname(tag: str) -> str:
+    """Of the artifact. No full name holds either character, so that this need not parse."""
+    return tag.partition("@")[0].partition("#")[0]

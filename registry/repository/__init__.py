@@ -28,7 +28,8 @@ from registry.errors import (
     PathNotFound,
     UnsafePath,
 )
-from registry.repository.commands import GitFailed, GitSilent
+from registry.repository import refs
+from registry.repository.commands import GitFailed, GitSilent, ObjectLost
 from registry.repository.inplace import InPlace
 from registry.repository.inscription import Inscription
 from registry.repository.lanes import BRISK, Lane, Lanes
@@ -68,6 +69,15 @@ class Status:
 
     checked: float | None
     problem: str | None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The last snapshot, and what it was made of."""
+
+    state: State
+    refs: bytes
+    snapshot: Snapshot
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ class Repository:
         self._noticed = noticed
         self._lock = threading.Lock()
         self._adopting = threading.Lock()
-        self._known: tuple[State, Snapshot] | None = None
+        self._known: _Known | None = None
         self._mark: tuple[int, int] | None = None
         self._flight: _Flight | None = None
         self._failure: _Failure | None = None
@@ -254,7 +264,7 @@ class Repository:
         parse_revision(oid)  # object ids have the form of commit ids
         data = self._object(lambda: self._objects.blob(oid, limit))
         if data is None:
-            raise self._unreadable(GitFailed(f"object {oid[:10]} is missing"))
+            raise self._unreadable(ObjectLost(f"object {oid[:10]} is missing"))
         return data
 
     def peek(self, revision: Revision, path: RelPath) -> str | None:
@@ -285,7 +295,7 @@ class Repository:
         """Ends every process that was started. A closed repository fetches no more."""
         self._closed.set()
         self._mirror.commands.stop()
-        self._objects.stop()
+        self._objects.close()
 
     # Looking at the origin
 
@@ -296,8 +306,8 @@ class Repository:
     def _fresh(self, needed: float) -> Snapshot | None:
         """What this process knows, unless it is too old or another process knows more."""
         known = self._known
-        if known and self._is_fresh(known[1], needed) and self._mark == self._mirror.mark():
-            return known[1]
+        if known and self._mark == self._mirror.mark() and self._is_fresh(known.snapshot, needed):
+            return known.snapshot
         return None
 
     def _bearable(self, snapshot: Snapshot) -> Snapshot:
@@ -319,16 +329,35 @@ class Repository:
             self._mark = self._mirror.mark()  # before it is read: what comes later shows
             for _ in range(3):  # the tags file may be replaced while it is looked for
                 state = self._mirror.state()
-                if state is None or (known and state == known[0]):
+                if state is None or (known and state == known.state):
                     break
-                if known and state.tags == known[0].tags:
-                    self._known = (state, replace(known[1], checked=state.checked))
+                same = known is not None and state.tags == known.state.tags
+                told = known.refs if known and same else self._mirror.refs(state)
+                if told is not None:
+                    index = self._index(known, told)
+                    self._known = _Known(state, told, Snapshot(index, state.checked))
                     break
-                tags = self._mirror.tags(state)
-                if tags is not None:
-                    self._known = (state, Snapshot(gto.Index(tags), state.checked))
-                    break
-            return self._known[1] if self._known else None
+            return self._known.snapshot if self._known else None
+
+    def _index(self, known: _Known | None, told: bytes) -> gto.Index:
+        """The index of what is told now, made from the last one: it shares what did not change."""
+        if known is None:
+            return gto.Index(refs.tags(told), self._tags)
+        gone, new = refs.difference(known.refs, told)
+        removed = [tag.name for tag in refs.tags(refs.text(gone))]
+        added = refs.tags(refs.text(new))
+        index = known.snapshot.index
+        return index.updated(removed, added) if removed or added else index
+
+    def _tags(self, unread: Sequence[gto.Ref]) -> list[gto.Tag]:
+        """What the tag objects say. Raises OriginUnavailable."""
+        targets = self._object(lambda: self._objects.targets([ref.oid for ref in unread]))
+        tags = []
+        for ref, target in zip(unread, targets, strict=True):
+            if target is None:
+                raise self._unreadable(ObjectLost(f"object {ref.oid[:10]} is missing"))
+            tags.append(gto.Tag(ref.name, *target))
+        return tags
 
     def _begin(self, needed: float) -> _Flight | None:
         """The refresh under way, or a new one; None when the origin is to be left in peace."""
@@ -379,6 +408,8 @@ class Repository:
             self._failure = None
             self._is_slow = lane is not Lane.NEW and time.monotonic() > begun + BRISK
         except (GitFailed, OSError) as error:
+            if isinstance(error, ObjectLost):
+                self._damaged = self._clock()
             # Who is silent may answer yet, and is asked at once where nobody waits behind it.
             patient = isinstance(error, GitSilent) and lane is Lane.WELL
             self._failed(error, 0 if patient else _SHORTEST_PAUSE)

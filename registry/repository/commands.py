@@ -31,6 +31,10 @@ class GitSilent(GitFailed):
     """Git did not answer in time."""
 
 
+class ObjectLost(GitFailed):
+    """The mirror lacks an object that it had."""
+
+
 _CONFIG = {
     "core.hooksPath": "/dev/null",
     "core.symlinks": "false",
@@ -110,7 +114,7 @@ _UNSET = (
 )
 """GitPython hands down the environment of the service; of some variables, even an empty one counts.
 A service may well be started by a hook of Git, which sets several of them."""
-_PREFIX = ("env", *(word for name in _UNSET for word in ("-u", name)), "git")
+_PREFIX = ("env", *(word for name in _UNSET for word in ("-u", name)))
 _REASONS = {
     "could not read (Username|Password)": "it asks for credentials, or refuses those configured",
     "Authentication failed": "it refuses the credentials that are configured",
@@ -147,13 +151,17 @@ class Commands:
     def __init__(self, git_dir: Path, origin: Origin) -> None:
         self.git_dir = git_dir
         self._origin = origin
+        self._objects: Path | None = None
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
 
-    def at(self, git_dir: Path) -> "Commands":
-        """The same on another mirror of the origin; stopping one stops both."""
+    def at(self, git_dir: Path, objects: Path | None = None) -> "Commands":
+        """The same on another mirror of the origin, with `objects` elsewhere if that is said;
+        stopping one stops both.
+        """
         other = copy(self)
         other.git_dir = git_dir
+        other._objects = objects
         return other
 
     def read(self, *command: str, limit: float, given: bytes = b"") -> bytes:
@@ -204,9 +212,11 @@ class Commands:
         counted = {"GIT_CONFIG_COUNT": str(len(settings))}
         for number, (key, value) in enumerate(settings.items()):
             counted |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+        objects = (f"GIT_OBJECT_DIRECTORY={self._objects}",) if self._objects else ()
+        git = (*_PREFIX, *objects, "git", f"--git-dir={self.git_dir}", "--literal-pathspecs")
         try:
             return Git("/").execute(
-                [*_PREFIX, f"--git-dir={self.git_dir}", "--literal-pathspecs", *command],
+                [*git, *command],
                 as_process=True,
                 istream=subprocess.PIPE if piped else None,
                 shell=False,

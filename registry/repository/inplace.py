@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from registry import gto
 from registry.repository.commands import Commands, GitFailed
-from registry.repository.mirror import State, TagChange, digest_of, parse_tag, read_tags
+from registry.repository.mirror import LISTING, LOOK_LIMIT, State, TagChange, digest_of
 from registry.repository.origin import Origin
 
 
@@ -23,7 +22,7 @@ class InPlace:
     def __init__(self, git_dir: Path, clock: Callable[[], float]) -> None:
         self.commands = Commands(git_dir, Origin(str(git_dir), "file"))
         self._clock = clock
-        self._seen: tuple[str, list[str]] = ("", [])
+        self._seen: tuple[str, bytes] = ("", b"")
 
     def open_lock(self) -> BinaryIO:
         """A lock that nobody else takes: there is nothing to write. Raises OSError."""
@@ -36,27 +35,27 @@ class InPlace:
         """What is there now; None when it cannot be read, which `update` says why."""
         now = self._clock()
         try:
-            lines = list(read_tags(self.commands))
+            listing = self.look(LOOK_LIMIT)
         except GitFailed:
             return None
-        digest = digest_of("\n".join(lines).encode())
-        self._seen = digest, lines
+        digest = digest_of(listing)
+        self._seen = digest, listing
         return State(str(self.commands.git_dir), digest, digest, now, now)
 
     def changes(self) -> tuple[TagChange, ...]:
         """Nobody remembers what the tags were before."""
         return ()
 
-    def tags(self, state: State) -> list[gto.Tag] | None:
-        """The tags of the last state; None for an earlier one."""
-        digest, lines = self._seen
-        return [parse_tag(line) for line in lines] if digest == state.tags else None
+    def refs(self, state: State) -> bytes | None:
+        """The refs of the last state; None for an earlier one."""
+        digest, listing = self._seen
+        return listing if digest == state.tags else None
 
     def look(self, limit: float) -> bytes:
         """The refs that are there. Raises GitFailed."""
-        return self.commands.read("for-each-ref", limit=limit)
+        return self.commands.read(*LISTING, limit=limit)
 
     def update(self, *_: object) -> NoReturn:
         """There is nothing to fetch: raises GitFailed, which says why it cannot be read."""
-        list(read_tags(self.commands))
+        self.look(LOOK_LIMIT)
         raise GitFailed("it changes faster than it can be read")

@@ -3,8 +3,11 @@
     MIRROR/
       repository.git    the bare mirror: refs/heads and refs/tags of the origin, and one ref of ours
                         for each commit that a frozen version means: refs/registry/keep/<commit>
+      incoming.git      a clone under way; outgoing.git is the mirror that it is to replace
+      fetching.git      the new refs of a fetch under way, and little else: objects go to the mirror
       lock              whoever fetches holds it, and so does every process that Git starts for it
-      tags-<digest>     the tags of one state of the origin; <digest> is the SHA-256 of the file
+      tags-<digest>     the refs of one state of the origin, and what its frozen tags mean: refs.py;
+                        <digest> is the SHA-256 of the file
       state             what was last seen at the origin, when, and which tags file tells it
       changed           what the origin did to version tags after they were first seen; JSON lines
 
@@ -24,7 +27,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from mmap import mmap
 from pathlib import Path
@@ -32,7 +35,9 @@ from typing import BinaryIO, Literal
 
 from registry import gto
 from registry.domain import Revision
-from registry.repository.commands import Commands, GitFailed, GitSilent
+from registry.repository import refs
+from registry.repository.commands import Commands, GitFailed, GitSilent, ObjectLost
+from registry.repository.objects import Objects
 from registry.repository.origin import Origin
 
 logger = logging.getLogger(__name__)
@@ -43,17 +48,16 @@ _MANY_PACKS = 50
 _GLANCE = 0.05
 """Seconds between two looks at the state file that no notice asks for."""
 _KEEP = "refs/registry/keep/"
+_BRANCHES = re.compile(rb"^([0-9a-f]+)\trefs/heads/", re.MULTILINE)
 
 _FEW_REFS = 100
-_PLAIN_REF = re.compile(rb"refs/(?:heads|tags)/[A-Za-z0-9._/@#!=+-]+")
+_PLAIN_REF = re.compile(rb"[0-9a-f]{40,64}\trefs/(?:heads|tags)/[A-Za-z0-9._/@#!=+-]+")
 _ANY_REF = re.compile(rb"refs/(?:heads|tags)/[^\x00-\x20\x7f:*?\[\\^~]+")
 _GROUP = 1000
 _FEW_BROKEN = 20
 _REFSPECS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
-_TAG_FORMAT = (
-    "%(refname:strip=2) %(objecttype) %(objectname) %(*objecttype) %(*objectname)"
-    " %(taggerdate:unix)"
-)
+LISTING = ("for-each-ref", "--format=%(objectname)%09%(refname)", "refs/heads", "refs/tags")
+"""The command that says what is here, the way an origin says what is there."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,15 @@ class Mirror:
             return ()  # there is none, or it is of another origin
         return tuple({change.tag: change for change in self._recorded()}.values())
 
-    def tags(self, state: State) -> list[gto.Tag] | None:
-        """The tags of a state; None when the file was replaced meanwhile, or damaged."""
-        data = self._tags_data(state)
-        return None if data is None else [parse_tag(line) for line in _lines(data)]
+    def refs(self, state: State) -> bytes | None:
+        """The refs of a state, as refs.py reads them; None when the file was replaced meanwhile,
+        or damaged.
+        """
+        try:
+            data = self._tags_file(state.tags).read_bytes()
+        except OSError:
+            return None
+        return data if digest_of(data) == state.tags else None
 
     def look(self, limit: float) -> bytes:
         """The refs of the origin, as it lists them. Raises GitFailed."""
@@ -172,18 +181,19 @@ class Mirror:
         if state and damaged is not None and state.cloned <= damaged:
             state = None
         listing = self.look(limit)
-        refs = digest_of(b"frozen\n" * self._frozen + listing)
-        if state is None or state.refs != refs or self._tags_data(state) is None:
-            if state is None or not self._fetched(lock, listing):
-                self._clone(lock, listing)
-                state = State(self._origin.url, refs, "", now, now)
+        digest = digest_of(b"frozen\n" * self._frozen + listing)
+        known = self.refs(last) if last else None
+        if state is None or known is None or state.refs != digest:
+            found = self._fetched(lock, known, listing) if state else None
+            if state is None or found is None:
+                found = self._cloned(lock, listing)
+                state = State(self._origin.url, digest, "", now, now)
             self._tidy()
-            lines = list(read_tags(self.commands))
             if last is None:
                 (self._directory / "changed").unlink(missing_ok=True)
             elif self._frozen:
-                lines, changes = self._freeze(lines, self._tags_data(last) or b"", now)
-            state = replace(state, refs=refs, tags=self._write_tags(lines))
+                found, changes = self._freeze(found, known or b"", now)
+            state = replace(state, refs=digest, tags=self._write_refs(found))
             shutil.rmtree(self._outgoing, ignore_errors=True)
         _write(self._directory / "state", json.dumps(asdict(replace(state, checked=now))).encode())
         if self._notices:
@@ -207,46 +217,78 @@ class Mirror:
         """The mirror that was replaced: it goes when nothing more is wanted from it."""
         return self._directory / "outgoing.git"
 
-    def _fetched(self, lock: int, listing: bytes) -> bool:
-        """Whether the mirror could be fetched into; it is damaged if not. Raises GitFailed."""
+    def _fetched(self, lock: int, known: bytes | None, listing: bytes) -> bytes | None:
+        """The refs of the mirror after a fetch; None when it is damaged. Raises GitFailed."""
         _sweep(self.commands.git_dir)
-        with suppress(GitFailed):  # the mirror, or what was listed, may be gone by now
-            new = self._new_refs(listing)
-            if new:
-                self._fetch(self.commands, lock, new)
-                return True
+        if known is not None:
+            try:
+                if self._fetch_few(lock, known, listing):
+                    return listing
+            except GitSilent:
+                raise
+            except (GitFailed, OSError):
+                pass  # the mirror, or what was listed, may be gone by now
         try:
             self._fetch(self.commands, lock, _REFSPECS)
         except GitFailed as error:
             # The origin did answer. Either it is not well, or the mirror is not.
             if not self._is_sound():
                 logger.warning("%s is damaged: cloning again", self.commands.git_dir)
-                return False
+                return None
             self._fetch_apart(self.commands, lock, listing, error)
+        return self._listed()
+
+    def _fetch_few(self, lock: int, known: bytes, listing: bytes) -> bool:
+        """Whether the mirror now has the refs of the listing, as only few of them were new.
+
+        Git looks at every ref that it has before it fetches one: with a hundred thousand of them
+        that takes thirty times as long as the fetch. So it is shown the branches alone, as what is
+        there already, and the refs that come are then added to the others. Raises GitFailed.
+        """
+        before = refs.text(map(refs.listed, refs.lines(known))) if b" " in known else known
+        gone, new = refs.difference(before, listing)
+        branches = _BRANCHES.findall(before)
+        # A name is the origin's to choose, and must not say more than a name in a refspec.
+        if len(new) > _FEW_REFS or not branches or not all(map(_PLAIN_REF.fullmatch, new)):
+            return False
+        names = [refs.name(line).decode() for line in new]
+        if new:
+            aside = self._aside(branches)
+            self._fetch(aside, lock, [f"+{name}:{name}" for name in names])
+            fetched = aside.read(*LISTING, limit=LOOK_LIMIT)
+            shutil.rmtree(aside.git_dir, ignore_errors=True)
+            if refs.difference(fetched, refs.text(new)) != ([], []):
+                return False  # they moved on meanwhile
+        # First what is gone: a tag may have become a directory of tags.
+        removed = {refs.name(line) for line in gone}.difference(map(refs.name, new))
+        for commands in (
+            b"".join(b"delete %b\n" % name for name in removed),
+            b"".join(b"update %b %b\n" % (*line.split(b"\t")[::-1],) for line in new),
+        ):
+            if commands:
+                self.commands.read("update-ref", "--stdin", given=commands, limit=LOOK_LIMIT)
         return True
 
-    def _new_refs(self, listing: bytes) -> tuple[str, ...]:
-        """What to fetch where few refs are new and none is gone; nothing for anything else.
-
-        Git takes five times as long to compare a hundred thousand refs as to fetch one by its name.
-        """
-        command = ("for-each-ref", "--format=%(objectname)%09%(refname)", "refs/heads", "refs/tags")
-        here = set(self.commands.read(*command, limit=LOOK_LIMIT).splitlines())
-        there = set(listing.splitlines())
-        new = [line.partition(b"\t")[2] for line in there - here]
-        gone = {line.partition(b"\t")[2] for line in here - there}.difference(new)
-        # A name is the origin's to choose, and must not say more than a name in a refspec.
-        if gone or len(new) > _FEW_REFS or not all(map(_PLAIN_REF.fullmatch, new)):
-            return ()
-        return tuple(f"+{name.decode()}:{name.decode()}" for name in new)
+    def _aside(self, oids: list[bytes]) -> Commands:
+        """A directory for Git with the objects of the mirror, and with refs to these alone."""
+        git_dir = self._directory / "fetching.git"
+        shutil.rmtree(git_dir, ignore_errors=True)
+        (git_dir / "refs").mkdir(mode=0o700, parents=True)
+        (git_dir / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
+        shutil.copyfile(self.commands.git_dir / "config", git_dir / "config")
+        packed = b"".join(b"%b refs/known/%d\n" % (oid, n) for n, oid in enumerate(oids))
+        (git_dir / "packed-refs").write_bytes(packed)
+        return self.commands.at(git_dir, objects=self.commands.git_dir / "objects")
 
     def _tidy(self) -> None:
         """Keeps reading fast: a fetch leaves a file for every ref, and often one more pack.
 
         What the origin no longer reaches is kept: another process may still tell of it.
         """
-        self.commands.read("pack-refs", "--all", limit=self._fetch_limit)
-        if len(list(self.commands.git_dir.glob("objects/pack/*.pack"))) > _MANY_PACKS:
+        git_dir = self.commands.git_dir
+        if sum(len(files) for _, _, files in os.walk(git_dir / "refs")) > _FEW_REFS:
+            self.commands.read("pack-refs", "--all", limit=self._fetch_limit)
+        if len(list(git_dir.glob("objects/pack/*.pack"))) > _MANY_PACKS:
             repack = ("repack", "-a", "-d", "--keep-unreachable", "--quiet")
             self.commands.read(*repack, limit=self._fetch_limit)
 
@@ -258,11 +300,10 @@ class Mirror:
             return False
         return True
 
-    def _clone(self, lock: int, listing: bytes) -> None:
-        """Clones aside, so that what is there can be read until it is replaced."""
+    def _cloned(self, lock: int, listing: bytes) -> bytes:
+        """The refs of a new clone, made aside: what is there can be read until it is replaced."""
         fresh = self.commands.at(self._directory / "incoming.git")
-        for leftover in (fresh.git_dir, self._outgoing):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(fresh.git_dir, ignore_errors=True)
         sha256 = len(listing.partition(b"\t")[0]) == 64
         fresh.git_dir.mkdir(mode=0o700)
         fresh.read(
@@ -278,16 +319,20 @@ class Mirror:
         except GitFailed as error:
             self._fetch_apart(fresh, lock, listing, error)
         if self.commands.git_dir.exists():
+            shutil.rmtree(self._outgoing, ignore_errors=True)
             self.commands.git_dir.rename(self._outgoing)
+            # Its objects are wanted, and not its refs, which may be what is damaged.
+            (self._outgoing / "packed-refs").unlink(missing_ok=True)
+            (self._outgoing / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
         fresh.git_dir.rename(self.commands.git_dir)
+        return self._listed()
 
     def _fetch_apart(self, commands: Commands, lock: int, listing: bytes, error: GitFailed) -> None:
         """Fetches what can be fetched, where all refs at once cannot be: one with broken objects
         must not keep the others from being seen. It stays what it was, if it was anything. Raises
         `error` if it is not about single refs.
         """
-        command = ("for-each-ref", "--format=%(objectname)%09%(refname)", "refs/heads", "refs/tags")
-        here = set(commands.read(*command, limit=LOOK_LIMIT).splitlines())
+        here = set(commands.read(*LISTING, limit=LOOK_LIMIT).splitlines())
         there = set(listing.splitlines())
         names = {line.partition(b"\t")[2] for line in there}
         gone = {line.partition(b"\t")[2] for line in here} - names
@@ -338,44 +383,80 @@ class Mirror:
         if not has_refs and self._origin.url.startswith("http"):
             raise GitFailed("it is empty, or its answers come from something that is not Git")
 
-    def _tags_data(self, state: State) -> bytes | None:
-        try:
-            data = self._tags_file(state.tags).read_bytes()
-        except OSError:
-            return None
-        return data if digest_of(data) == state.tags else None
+    def _listed(self) -> bytes:
+        """What is here, the way the origin lists what is there."""
+        return self.commands.read(*LISTING, limit=LOOK_LIMIT)
+
+    def _write_refs(self, told: bytes) -> str:
+        digest = digest_of(told)
+        _write(self._tags_file(digest), told)
+        return digest
 
     def _tags_file(self, digest: str) -> Path:
         return self._directory / f"tags-{digest}"
 
     def _freeze(
-        self, lines: list[str], known: bytes, now: float
-    ) -> tuple[list[str], tuple[TagChange, ...]]:
-        """The tags to tell, where a version means what it meant when it was first seen, and what
-        the origin changed since the last look. `known` are the tags that were told until now.
+        self, found: bytes, known: bytes, now: float
+    ) -> tuple[bytes, tuple[TagChange, ...]]:
+        """The refs to tell, where a version means what it meant when it was first seen, and what
+        the origin changed since the last look. `known` are the refs that were told until now.
         """
         last = {change.tag: change for change in self._recorded()}
-        before = set(_lines(known))
-        gone = (parse_tag(line) for line in before.difference(lines))
-        first = {tag.name: tag for tag in gone if _is_version(tag)}
+        gone, _ = refs.difference(known, found)
+        versions = (tag for tag in refs.tags(refs.text(gone)) if _is_version(tag.name))
+        first = {tag.name: tag for tag in self._read(versions) if tag.annotated and tag.revision}
         # What is on record was seen earlier, and is remembered when the tag comes back.
         first |= {one.tag: gto.Tag(one.tag, one.kept, one.time, True) for one in last.values()}
         if not first:
-            return lines, ()
-        told, changes = [], {name: _change(tag, None, now) for name, tag in first.items()}
-        for line in lines:
-            name = line.split(" ", 3)[3]
-            if name in first:
-                changes[name] = _change(first[name], parse_tag(line), now)
-            moved = name in first and changes[name].event == "moved"
-            told.append(_tag_line(first[name]) if moved else line)
+            return found, ()
+        wanted = {f"refs/tags/{name}".encode(): name for name in first}
+        lines = refs.lines(found)
+        places = {
+            wanted[ref]: place
+            for place, line in enumerate(lines)
+            if (ref := refs.name(line)) in wanted
+        }
+        now_there = refs.text(lines[place] for place in places.values())
+        there = {tag.name: tag for tag in self._read(refs.tags(now_there))}
+        if len(there) < len(places):
+            raise ObjectLost("the mirror has lost a tag")
+        changes = {name: _change(tag, there.get(name), now) for name, tag in first.items()}
+        for name, place in places.items():
+            if changes[name].event == "moved":
+                lines[place] = refs.frozen(lines[place], first[name])
         new = tuple(one for one in changes.values() if not _is_known(one, last.get(one.tag)))
         if new:
             records = [*self._recorded(), *new]
             text = "".join(f"{json.dumps(asdict(record))}\n" for record in records)
             _write(self._directory / "changed", text.encode())
         self._keep({one.kept for one in (*last.values(), *new)})
-        return told, new
+        return refs.text(lines), new
+
+    def _read(self, tags: Iterable[gto.Tag | gto.Ref]) -> Iterator[gto.Tag]:
+        """What the tags say, as far as there is one of the objects left: in the mirror, or in the
+        one that was before it.
+        """
+        unread = []
+        for tag in tags:
+            if isinstance(tag, gto.Ref):
+                unread.append(tag)
+            else:
+                yield tag
+        for git_dir in (self.commands.git_dir, self._outgoing):
+            if not (unread and git_dir.exists()):
+                continue
+            with closing(Objects(self.commands.at(git_dir))) as objects:
+                try:
+                    found = objects.targets([ref.oid for ref in unread])
+                except GitFailed as error:
+                    logger.warning("%s cannot be read: %s", git_dir, error)
+                    continue
+            for ref, target in zip(unread, found, strict=True):
+                if target:
+                    yield gto.Tag(ref.name, *target)
+            unread = [ref for ref, target in zip(unread, found, strict=True) if not target]
+        for ref in unread:
+            logger.warning("%s: nobody knows any more what %s meant", self._directory, ref.name)
 
     def _recorded(self) -> list[TagChange]:
         try:
@@ -395,9 +476,6 @@ class Mirror:
         wanted = commits.difference(map(Revision, listed.decode().split()))
         lost = wanted - self._present(wanted)
         if lost and self._outgoing.exists():
-            # Its objects are wanted, and not its refs, which may be what is damaged.
-            (self._outgoing / "packed-refs").unlink(missing_ok=True)
-            (self._outgoing / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
             given = "".join(f"{commit}\n" for commit in lost).encode()
             pack = ("pack-objects", "--quiet", "--revs", "--stdout")
             try:
@@ -405,64 +483,20 @@ class Mirror:
                 self.commands.read("index-pack", "--stdin", given=packed, limit=limit)
             except GitFailed as error:
                 logger.warning("%s has lost frozen versions: %s", self.commands.git_dir, error)
-        refs = "".join(f"create {_KEEP}{one} {one}\n" for one in self._present(wanted)).encode()
-        if refs:
-            self.commands.read("update-ref", "--stdin", given=refs, limit=limit)
+        new = "".join(f"create {_KEEP}{one} {one}\n" for one in self._present(wanted)).encode()
+        if new:
+            self.commands.read("update-ref", "--stdin", given=new, limit=limit)
 
     def _present(self, commits: Iterable[Revision]) -> set[Revision]:
-        names = [str(commit) for commit in commits]
-        return {Revision(found) for found in _peeled(self.commands, names) if found != "-"}
-
-    def _write_tags(self, lines: list[str]) -> str:
-        data = "".join(f"{line}\n" for line in lines).encode()
-        digest = digest_of(data)
-        _write(self._tags_file(digest), data)
-        return digest
+        names = "".join(f"{commit}^{{commit}}\n" for commit in commits).encode()
+        command = ("cat-file", "--batch-check=%(objectname)")
+        answers = self.commands.read(*command, given=names, limit=LOOK_LIMIT) if names else b""
+        return {Revision(one.decode()) for one in answers.splitlines() if b" " not in one}
 
 
-def read_tags(commands: Commands) -> Iterator[str]:
-    """A line for every tag that may be one of GTO's: commit or `-`, time, kind, name.
-
-    Raises GitFailed.
-    """
-    command = ("for-each-ref", f"--format={_TAG_FORMAT}", "refs/tags")
-    listed = commands.read(*command, limit=LOOK_LIMIT).decode(errors="replace")
-    lines = [line.split(" ") for line in listed.split("\n") if "@" in line or "#" in line]
-    # Git peels one level; what is still a tag then is peeled to the bottom.
-    nested = [line[2] for line in lines if line[3] == "tag"]
-    commits = dict(zip(nested, _peeled(commands, nested), strict=True))
-    for name, kind, oid, peeled_kind, peeled, when in lines:
-        revision = commits.get(oid, peeled if peeled_kind == "commit" else "-")
-        yield f"{revision} {when or 0} {kind} {name}"
-
-
-def _peeled(commands: Commands, tags: list[str]) -> Iterator[str]:
-    if not tags:
-        return
-    names = "".join(f"{oid}^{{commit}}\n" for oid in tags).encode()
-    command = ("cat-file", "--batch-check=%(objectname)")
-    for answer in commands.read(*command, given=names, limit=LOOK_LIMIT).splitlines():
-        yield "-" if b" " in answer else answer.decode()
-
-
-def _lines(data: bytes) -> list[str]:
-    """Lines as Git ends them. `str.splitlines` knows more ends, which names of tags may hold."""
-    return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
-
-
-def parse_tag(line: str) -> gto.Tag:
-    """The tag of such a line."""
-    revision, when, kind, name = line.split(" ", 3)
-    return gto.Tag(name, Revision(revision) if revision != "-" else None, int(when), kind == "tag")
-
-
-def _tag_line(tag: gto.Tag) -> str:
-    return f"{tag.revision or '-'} {tag.time} {'tag' if tag.annotated else 'commit'} {tag.name}"
-
-
-def _is_version(tag: gto.Tag) -> bool:
-    event = gto.Event.parse(tag.name)
-    return bool(tag.annotated and tag.revision and event and event.action is gto.Action.REGISTER)
+def _is_version(tag: str) -> bool:
+    event = gto.Event.parse(tag)
+    return event is not None and event.action is gto.Action.REGISTER
 
 
 def _change(first: gto.Tag, tag: gto.Tag | None, now: float) -> TagChange:
