@@ -116,7 +116,7 @@ class Overview:
 
     def artifacts(self, view: View) -> list[Listed]:
         """Every artifact that a tag speaks of, by name. Raises Unavailable."""
-        return [self.artifact(view, name) for name in view.snapshot.index.artifacts()]
+        return [self.artifact(view, name) for name in view.snapshot.index.histories()]
 
     def artifact(self, view: View, name: ArtifactName) -> Listed:
         """One artifact. Raises ArtifactNotFound, Unavailable."""
