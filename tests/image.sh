@@ -121,7 +121,7 @@ test_image() {
     else
         url=http://$(run port "$name" 8080/tcp | head -n 1)
     fi
-    curl --silent --show-error --fail --output /dev/null \
+    curl --silent --fail --output /dev/null \
         --retry 60 --retry-delay 1 --retry-all-errors --max-time 5 "$url/healthz" ||
         { run logs "$name" >&2; fail 'the service does not start'; }
 

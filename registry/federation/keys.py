@@ -37,6 +37,10 @@ are asked for."""
 LARGEST = 256 * 1024
 """Bytes of the largest document that is read."""
 
+WAITING = 8
+"""Requests that wait for an issuer at the same time: a process has other work for its threads."""
+
+_SLOW = "it does not answer in time"
 _KINDS = ("RSA", "EC", "OKP")
 _READS = urllib3.Timeout(connect=2.0, read=2.0)
 
@@ -64,22 +68,30 @@ class KeySource:
         self._lock = threading.Lock()
         self._keys: dict[str, Jwk] = {}
         self._fetched = self._tried = float("-inf")
-        self._problem = "it does not answer in time"
+        self._problem = _SLOW
+        self._waiting = threading.BoundedSemaphore(WAITING)
         self._fetching: threading.Thread | None = None
 
     def key(self, key_id: str) -> Jwk | None:
         """The key with this id, or None if the issuer has none. Raises IssuerUnavailable."""
         if not self._settled(key_id):
-            self._look().join(PATIENCE)
-        if not self._younger_than(STALE, self._fetched):
-            raise IssuerUnavailable(self._issuer, self._problem, int(PAUSE))
-        return self._keys.get(key_id)
+            look = self._look()
+            if self._waiting.acquire(blocking=False):
+                try:
+                    look.join(PATIENCE)
+                finally:
+                    self._waiting.release()
+        found = self._keys.get(key_id)
+        # That a key is unknown can be said of what was seen just now, and of nothing else.
+        if self._younger_than(STALE, self._fetched) and (found or self._is_current()):
+            return found
+        raise IssuerUnavailable(self._issuer, self._problem, int(PAUSE))
 
     def probe(self) -> int:
         """Looks at the issuer now, and says how many keys it has. Raises IssuerUnavailable."""
         self._tried = float("-inf")
         self._look().join(PATIENCE)
-        if self._in_flight() or self._fetched != self._tried:
+        if not self._is_current():
             raise IssuerUnavailable(self._issuer, self._problem, int(PAUSE))
         return len(self._keys)
 
@@ -91,6 +103,10 @@ class KeySource:
         """Whether a look at the issuer would say nothing new, or it is too early for one."""
         known = key_id in self._keys and self._younger_than(FRESH, self._fetched)
         return known or (self._younger_than(PAUSE, self._tried) and not self._in_flight())
+
+    def _is_current(self) -> bool:
+        """Whether the last look at the issuer is over, and went well."""
+        return self._fetched == self._tried and not self._in_flight()
 
     def _younger_than(self, seconds: float, moment: float) -> bool:
         # A clock that was set back makes nothing fresh for longer.
@@ -123,7 +139,7 @@ class KeySource:
             logger.warning("the keys of %s cannot be fetched: %s", self._issuer, self._problem)
             self._tried = self._clock()
             return
-        self._keys = keys
+        self._keys, self._problem = keys, _SLOW
         self._fetched = self._tried = self._clock()
 
     def _discovered(self, deadline: float) -> str:

@@ -7,18 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
+from threading import Barrier, Event
 
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from servers.issuer import DISCOVERY, KEYS, Issuer, private_key, public_jwk, respond
 from service import Registry, artifacts, digest, output, remote
+from urllib3 import Timeout
 
 from registry.access import KEPT
 from registry.federation import LONGEST
-from registry.federation.keys import LARGEST, PAUSE, STALE
+from registry.federation.keys import LARGEST, PAUSE, STALE, WAITING
 from registry.web.exchange import GRANT_TYPE, ROUTE
 
 AUDIENCE = "https://registry.example"
@@ -57,7 +59,8 @@ def start(publish, issuer: Issuer):
 
 
 def exchange(registry: Registry, token: str, address: str = "192.0.2.1", **form: str):
-    return registry.client.post(
+    # A client of its own, since some exchange at the same time.
+    return registry.app.test_client().post(
         ROUTE,
         data={
             "grant_type": GRANT_TYPE,
@@ -500,14 +503,8 @@ def test_of_many_at_the_same_time_one_gets_a_token(start, serve, issuer, databas
     together = Barrier(8)
 
     def attempt(registry: Registry) -> int:
-        client = registry.app.test_client()
-        form = {
-            "grant_type": GRANT_TYPE,
-            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-            "subject_token": token,
-        }
         together.wait()
-        return client.post(ROUTE, data=form).status_code
+        return exchange(registry, token).status_code
 
     with ThreadPoolExecutor(8) as threads:
         answers = sorted(threads.map(attempt, [one, two] * 4))
@@ -592,13 +589,8 @@ def test_requests_at_the_same_time_share_one_look_at_the_issuer(start, issuer) -
     together = Barrier(8)
 
     def attempt(token: str) -> int:
-        form = {
-            "grant_type": GRANT_TYPE,
-            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-            "subject_token": token,
-        }
         together.wait()
-        return registry.app.test_client().post(ROUTE, data=form).status_code
+        return exchange(registry, token).status_code
 
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(attempt, tokens)) == {200}
@@ -623,6 +615,44 @@ def test_while_the_issuer_is_down_its_keys_are_used_for_an_hour_and_no_longer(
     del issuer.answers[DISCOVERY]
     registry.clock.now += PAUSE
     assert exchange(registry, issuer.token(AUDIENCE)).status_code == 200
+
+
+def test_a_key_that_cannot_be_looked_for_is_not_called_unknown(start, issuer) -> None:
+    registry = start()
+    exchange(registry, issuer.token(AUDIENCE))
+    issuer.keys.append(public_jwk("second"))
+    issuer.answers[KEYS] = b"down"
+    registry.clock.now += PAUSE
+    token = issuer.sign(issuer.claims(AUDIENCE), "second")
+
+    assert exchange(registry, token).status_code == 503
+    assert exchange(registry, issuer.token(AUDIENCE)).status_code == 200
+    del issuer.answers[KEYS]
+    registry.clock.now += PAUSE
+    assert exchange(registry, token).status_code == 200
+
+
+def test_few_wait_for_an_issuer_that_hangs_and_the_others_are_answered(
+    start, issuer, monkeypatch
+) -> None:
+    registry = start(exchange_limit=100)
+    held = Event()
+
+    def hang(handler) -> None:
+        held.wait(60)
+        respond(handler, json.dumps({"keys": issuer.keys}).encode())
+
+    issuer.answers[KEYS] = hang
+    for name, limit in (("PATIENCE", 60), ("_READS", Timeout(60))):
+        monkeypatch.setattr(f"registry.federation.keys.{name}", limit)
+    tokens = [issuer.token(AUDIENCE) for _ in range(WAITING + 2)]
+    with ThreadPoolExecutor(WAITING + 2) as threads:
+        answers = [threads.submit(exchange, registry, token) for token in tokens]
+        first = [answer.result().status_code for answer in islice(as_completed(answers, 60), 2)]
+        held.set()
+
+    assert first == [503, 503]
+    assert sorted(answer.result().status_code for answer in answers) == [200] * WAITING + first
 
 
 def test_an_issuer_that_is_down_is_not_asked_by_everybody(start, issuer) -> None:
