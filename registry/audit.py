@@ -47,7 +47,7 @@ ROOM = 10_000
 """Rows that are kept in memory while the database does not answer."""
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 _BATCH = 1000
-_LINGER = 0.2
+_LINGER = 0.5
 _PAUSE = 1.0
 
 _metadata = sa.MetaData()

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -168,10 +169,15 @@ def insert(
     which makes every other thread of a busy process stumble.
     """
     unfold = _UNFOLDED.get(connection.dialect.name)
-    if unfold is None:
+    if unfold:
+        connection.execute(_unfolding(table, unfold), {"rows": json.dumps(rows)})
+    else:
         names = table.columns.keys()
         connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
-        return
+
+
+@lru_cache(16)
+def _unfolding(table: sa.Table, unfold: str) -> sa.Insert:
     given: sa.ColumnElement[object] = sa.bindparam("rows", type_=sa.Text)
     if unfold != "json_each":
         given = sa.cast(given, sa.JSON)
@@ -180,5 +186,4 @@ def insert(
         row[place].as_integer() if isinstance(column.type, sa.Integer) else row[place].as_string()
         for place, column in enumerate(table.columns)
     ]
-    statement = sa.insert(table).from_select(list(table.columns), sa.select(*values))
-    connection.execute(statement, {"rows": json.dumps(rows)})
+    return sa.insert(table).from_select(list(table.columns), sa.select(*values))

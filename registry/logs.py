@@ -11,12 +11,10 @@ import json
 import logging
 import logging.config
 import re
-import sys
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TextIO
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that is being answered. Empty between requests, and in threads of our own."""
@@ -71,27 +69,43 @@ _redacted_again = lru_cache(1024)(_redacted)  # methods, routes, ids of tokens, 
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record as a line of JSON; every text in it is redacted, `extra` fields included."""
+    """Writes a record as a line of JSON; every text in it is redacted, `extra` fields included.
+
+    A record may bring lines of its own instead, as `extra={"lines": [...]}`, each made by `line`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
-        line: dict[str, object] = {
-            "time": timestamp(record.created),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": redact(record.getMessage()),
-        }
-        request = getattr(record, "request", None) or request_id.get()
-        if request:
-            line["request"] = request
-        for name, value in vars(record).items():
-            if name not in _STANDARD and value is not None:
-                line[name] = value if isinstance(value, int | float) else redact(str(value))
+        """The line, or lines, without the last end."""
+        lines: list[str] | None = getattr(record, "lines", None)
+        if lines:
+            return "\n".join(lines)
+        facts = {name: item for name, item in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
-            line["error"] = redact(self.formatException(record.exc_info))
+            facts["error"] = self.formatException(record.exc_info)
         if record.stack_info:
-            line["stack"] = redact(self.formatStack(record.stack_info))
-        return _ENCODE(line)
+            facts["stack"] = self.formatStack(record.stack_info)
+        text, level = record.getMessage(), record.levelname.lower()
+        return line(record.created, level, record.name, text, request_id.get(), facts)
+
+
+def line(
+    moment: float, level: str, logger: str, message: str, request: str, facts: Mapping[str, object]
+) -> str:
+    """A line of the log, without its end: what is said at a Unix time about a request, or about
+    none where that is empty. Facts that are None are left out.
+    """
+    said: dict[str, object] = {
+        "time": timestamp(moment),
+        "level": level,
+        "logger": logger,
+        "message": redact(message),
+    }
+    if request:
+        said["request"] = request
+    for name, item in facts.items():
+        if item is not None:
+            said[name] = item if isinstance(item, int | float) else redact(str(item))
+    return _ENCODE(said)
 
 
 def timestamp(moment: float) -> str:
@@ -105,46 +119,15 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
-class Writer(logging.Handler):
-    """Writes a line for each record to a stream, and waits with it where the record has an
-    attribute `more`: it is written with those that follow, up to the first that has none.
-
-    A stream that takes nothing, as on a full disk, holds nobody up: the lines are lost.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        super().__init__()
-        self._stream = stream or sys.stderr
-        self._waiting: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Takes a record, under the lock of all handlers, and raises nothing."""
-        try:
-            self._waiting.append(self.format(record))
-        except Exception:  # a record that cannot be written must not end the request
-            self.handleError(record)
-        if not hasattr(record, "more"):
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what waits."""
-        with self.lock or nullcontext():
-            if self._waiting:
-                text = "\n".join(self._waiting) + "\n"
-                self._waiting.clear()
-                with suppress(OSError, ValueError):  # full, or closed
-                    self._stream.write(text)
-                    self._stream.flush()
-
-
 CONFIGURATION: dict[str, object] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"class": "registry.logs.JsonFormatter"}},
     "handlers": {
         "stderr": {
-            "class": "registry.logs.Writer",
+            "class": "logging.StreamHandler",
             "formatter": "json",
+            "stream": "ext://sys.stderr",
         }
     },
     "root": {"level": "WARNING", "handlers": ["stderr"]},

@@ -137,16 +137,16 @@ class Watch:
 
     def flush(self) -> None:
         """Counts and logs what was seen until now."""
-        with self._lock, suppress(IndexError):
-            seen = self._seen.popleft()
-            while True:
-                following = self._seen.popleft() if self._seen else None
-                outcome = seen.refusal or ("ok" if seen.status < 400 else str(seen.status))
-                self._metrics.answered(seen.dialect, outcome, seen.seconds)
-                _log(seen, more=following is not None)
-                if following is None:
-                    return
-                seen = following
+        with self._lock:
+            lines = []
+            with suppress(IndexError):
+                while True:
+                    seen = self._seen.popleft()
+                    outcome = seen.refusal or ("ok" if seen.status < 400 else str(seen.status))
+                    self._metrics.answered(seen.dialect, outcome, seen.seconds)
+                    lines.append(_line(seen))
+            if lines:
+                logger.info("%d requests", len(lines), extra={"lines": lines})
 
     def _answered(self, seen: Trace) -> None:
         self._seen.append(seen)
@@ -166,8 +166,8 @@ class Watch:
             self.flush()
 
 
-def _log(seen: Trace, *, more: bool) -> None:
-    facts: dict[str, object] = {
+def _line(seen: Trace) -> str:
+    facts = {
         "method": seen.method,
         "route": seen.route,
         "dialect": seen.dialect,
@@ -178,13 +178,7 @@ def _log(seen: Trace, *, more: bool) -> None:
         "refusal": seen.refusal,
         "reason": seen.reason,
     }
-    if more:
-        facts["more"] = True
-    level = logging.INFO
-    if logger.isEnabledFor(level):
-        record = logger.makeRecord(logger.name, level, "", 0, "request", (), None, extra=facts)
-        record.created, record.request = seen.moment, seen.request_id
-        logger.handle(record)
+    return logs.line(seen.moment, "info", __name__, "request", seen.request_id, facts)
 
 
 def _limits(quota: Quota) -> list[tuple[str, str]]:
