@@ -201,6 +201,7 @@ ALLOWED = {
 CONFINED = {
     "flask": {"registry.web"},
     "werkzeug": {"registry.web"},
+    "markupsafe": {"registry.web"},
     "git": {"registry.repository.commands", "registry.repository.objects"},
     "boto3": {"registry.storage.s3"},
     "botocore": {"registry.storage.s3"},

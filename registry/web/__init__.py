@@ -6,6 +6,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from registry.services import Services
 from registry.web import (
     auth,
+    docs,
     errors,
     exchange,
     health,
@@ -35,6 +36,7 @@ def create_app(services: Services, linger: float = observe.LINGER) -> Flask:
     app.register_blueprint(hooks.blueprint(services))
     app.register_blueprint(exchange.blueprint(services))
     app.register_blueprint(openapi.blueprint())
+    app.register_blueprint(docs.blueprint(services))
     app.register_blueprint(health.blueprint(services))
     watch = observe.Watch(app.wsgi_app, services.metrics, linger)
     app.wsgi_app = app.extensions["watch"] = watch  # type: ignore[method-assign]

@@ -64,6 +64,8 @@ def document() -> Json:
             "/readyz": {"get": _readyz()},
             "/metrics": {"get": _metrics()},
             "/api/openapi.json": {"get": _openapi()},
+            "/api/docs": {"get": _docs(), "post": _docs_for_a_browser()},
+            "/api/docs/style.css": {"get": _docs_style()},
             **registry.paths(),
             **mlflow.paths(),
         },
@@ -495,4 +497,59 @@ def _openapi() -> Json:
             },
             **failures({**TOKEN_FAILS, **UNEXPECTED, 503: UNAVAILABLE[503]}),
         },
+    }
+
+
+_PAGE: Json = {"text/html": {}}
+_PAGE_HEADERS: Json = {
+    "Content-Security-Policy": header("No scripts at all.", pattern="^default-src 'none'; "),
+    "Cache-Control": header("It may have been shown for a token.", const="no-store"),
+}
+
+
+def _docs() -> Json:
+    return {
+        "operationId": "docs",
+        "summary": "This document for people",
+        "description": "With a token the page, without one a form for it.",
+        "security": [{}, {"token": []}],
+        "responses": {
+            "200": {"description": "A page.", "headers": _PAGE_HEADERS, "content": _PAGE},
+            **failures({**TOKEN_FAILS, **UNEXPECTED, 503: UNAVAILABLE[503]}),
+        },
+    }
+
+
+def _docs_for_a_browser() -> Json:
+    form = {"type": "object", "properties": {"token": {"type": "string"}}, "required": ["token"]}
+    return {
+        "operationId": "docsForBrowser",
+        "summary": "The same, with the token of the form",
+        "security": [],
+        "requestBody": {"content": {"application/x-www-form-urlencoded": {"schema": form}}},
+        "responses": {
+            "200": {"description": "The page.", "headers": _PAGE_HEADERS, "content": _PAGE},
+            "401": {
+                "description": "The form again: the token does not hold.",
+                "headers": {**FAILURE_HEADERS[401], **_PAGE_HEADERS},
+                "content": _PAGE,
+            },
+            **failures(
+                {
+                    413: "The form is larger than any token.",
+                    429: TOKEN_FAILS[429],
+                    **UNEXPECTED,
+                    503: UNAVAILABLE[503],
+                }
+            ),
+        },
+    }
+
+
+def _docs_style() -> Json:
+    return {
+        "operationId": "docsStyle",
+        "summary": "What that page looks like",
+        "security": [],
+        "responses": {"200": {"description": "CSS.", "content": {"text/css": {}}}},
     }
