@@ -12,6 +12,7 @@ from flask import request
 
 from registry.domain import Selector
 from registry.errors import InvalidRequest
+from registry.told import number_of
 
 SELECTOR = frozenset({"repo", "name", "version", "stage", "rev"})
 """The parameters that select a version of an artifact in a repository."""
@@ -85,20 +86,6 @@ def selector_of(given: Mapping[str, str]) -> Selector:
         given.get("stage", ""),
         given.get("rev", ""),
     )
-
-
-def number_of(given: Mapping[str, str], name: str, most: int | None = None) -> int | None:
-    """A parameter that is a whole number, up to `most`; None when it is absent. Raises
-    InvalidRequest.
-    """
-    text = given.get(name)
-    if text is None:
-        return None
-    number = int(text) if _NUMBER.fullmatch(text) else -1
-    if number < 0 or (most is not None and not 1 <= number <= most):
-        limits = "" if most is None else f" from 1 to {most}"
-        raise InvalidRequest(name, f"a whole number{limits}")
-    return number
 
 
 def max_age_of(given: Mapping[str, str]) -> int | None:

@@ -3,6 +3,7 @@
 from registry.domain import LONGEST_NAME
 from registry.gto import Action
 from registry.presence import MOST
+from registry.told import LONGEST_PAGE as MOST_LISTED
 from registry.web.describe import (
     NAME_OF_ARTIFACT,
     TOKEN_FAILS,
@@ -14,7 +15,6 @@ from registry.web.describe import (
     header,
     query,
 )
-from registry.web.registry.artifacts import LONGEST_PAGE as MOST_LISTED
 from registry.web.registry.asked import MOST_QUESTIONS
 from registry.web.registry.receipts import ARIA2, CURL, LONGEST_PAGE, PLAIN
 

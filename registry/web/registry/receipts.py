@@ -14,6 +14,7 @@ from registry.errors import InvalidRequest, ObjectsMissing
 from registry.given import Given
 from registry.receipt import Receipt
 from registry.services import Services
+from registry.told import number_of
 from registry.web.auth import principal
 from registry.web.errors import answer
 from registry.web.observe import Record, trace
@@ -23,7 +24,6 @@ from registry.web.registry.asked import (
     age,
     arguments,
     max_age_of,
-    number_of,
     preferred,
     questions,
     selector_of,
