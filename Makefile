@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fuzz compat faults format lock image image-test bench clean
+.PHONY: docs help run test check fuzz compat faults format lock image image-test bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ faults: $(VENV)/.servers ## Only the tests that break something under the runnin
 format: $(VENV)/.checked ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed ## Write docs/cli.md anew, from the commands themselves
+	$(BIN)/python -m registry.cli.manual > docs/cli.md
 
 lock: $(VENV)/.installed ## Write constraints.txt anew, for every Python that is supported
 	$(BIN)/python -m pip install --quiet uv

@@ -15,9 +15,9 @@ web         HTTP, one module per dialect       cli         the `registry` comman
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from registry.api import artifacts_show
+    from registry.api import artifacts_show, download, get_download_uris
 
-__all__ = ["__version__", "artifacts_show"]
+__all__ = ["__version__", "artifacts_show", "download", "get_download_uris"]
 
 __version__ = "0.1.0"
 

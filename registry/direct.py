@@ -6,25 +6,42 @@ by the same code as in a service, but with the Git configuration and credentials
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote, urlsplit
 
 from registry import gto
+from registry.catalog import Mirrored, Repositories
 from registry.contents import Contents
-from registry.domain import Principal, RelPath, Revision, Selector, canonical_repository
-from registry.errors import InvalidRequest, PathNotFound, RepositoryNotFound
+from registry.domain import (
+    Entry,
+    Principal,
+    RelPath,
+    Revision,
+    Selector,
+    canonical_repository,
+)
+from registry.dvc.config import LARGEST_FILE
+from registry.errors import InvalidRequest, PathNotFound, RepositoryNotFound, RevisionNotFound
+from registry.given import Given
+from registry.keyring import Keyring
+from registry.overview import Overview, View
+from registry.receipt import ReceiptFile, Terms
 from registry.repository import Repository
+from registry.repository.commands import GitFailed
+from registry.repository.inplace import InPlace
 from registry.repository.lanes import Lanes
-from registry.storage import Grants, Reader
+from registry.storage import Grants, Location, Origin, Reader
 from registry.user import User
 
 PATIENCE = 600.0
 """Seconds that the first clone of a repository may take."""
 
+_CONFIG, _OWN_CONFIG = ".dvc/config", ".dvc/config.local"
 _MYSELF = Principal("user", "user", frozenset(), ("*",))
 
 
@@ -92,6 +109,7 @@ class Direct:
         self._lanes = Lanes()
         self._reader = Reader()
         self.repository = self._open(self.place)
+        self._grants: dict[Revision, Grants] = {}
         self._sources = {self.place: self.repository}
 
     def __enter__(self) -> "Direct":
@@ -128,6 +146,73 @@ class Direct:
             raise PathNotFound(str(artifact.url), revision, "it lies outside of the repository")
         return artifact.path
 
+    def receipt(self, selector: Selector) -> Given:
+        """What the selector means right now, to the last file. Raises NotFound, Unsignable,
+        Unavailable.
+        """
+        revision, version, tag = selector.revision, None, None
+        if revision is None:
+            found = self.resolve(selector)
+            revision, version, tag = found.revision, found.version, found.tag
+        return self.remake(Terms(self.place.name, selector, revision, version, tag))
+
+    def overview(self) -> tuple[Overview, View]:
+        """What there is, right now. Raises Unavailable."""
+        repositories = Repositories([Mirrored(self.repository, 0, ())])
+        overview = Overview(repositories, self._contents(Grants(())), self._clock)
+        return overview, View(self.repository, self.repository.snapshot(0, PATIENCE), stale=False)
+
+    def remake(self, terms: Terms) -> Given:
+        """The receipt of these terms. The origin is looked at only for a revision that is not here.
+
+        Raises RevisionNotFound, NotFound, Unsignable, Unavailable.
+        """
+        if not self._with(self.repository, terms.revision).contains(terms.revision):
+            raise RevisionNotFound(terms.revision)
+        contents = self._contents(self.grants(terms.revision))
+        return Given.make(contents, _MYSELF, self.repository, terms)
+
+    def origins(self, given: Given) -> "StoreOrigins":
+        """Where the files of a receipt are, for whoever reads them with their own keys.
+
+        Raises LocationNotGranted and RemoteUnusable.
+        """
+        return StoreOrigins(given, self.grants(given.receipt.revision), self._clock)
+
+    def links(self, given: Given, lifetime: int) -> dict[str, str]:
+        """Path -> link that lives `lifetime` seconds, signed with the user's own keys.
+
+        Raises RemoteUnusable, CredentialsUnavailable.
+        """
+        now = datetime.fromtimestamp(self._clock(), timezone.utc)
+        grants = self.grants(given.receipt.revision)
+        return {
+            entry.path: location.signer.links(now, lifetime).sign(path, entry)
+            for location, path, entry in _located(given, grants)
+        }
+
+    def grants(self, revision: Revision) -> Grants:
+        """The stores that the user reaches, for what lies where the revision says."""
+        if revision not in self._grants:
+            files = self.repository.files(revision, lambda path: path.endswith(_CONFIG))
+            committed = [self.repository.blob(oid, LARGEST_FILE) for oid in files.values()]
+            own = [*self._user.dvc_configs, *self._config_of_clone()]
+            local = self.place.git_dir is not None
+            self._grants[revision] = Keyring.of(self._user, committed, own, local=local).grants()
+        return self._grants[revision]
+
+    def _config_of_clone(self) -> Iterator[Path]:
+        """DVC's file for the clone alone, unless a commit brought it: then it is not the user's."""
+        git_dir = self.place.git_dir
+        if git_dir is None or git_dir.name != ".git":
+            return
+        try:
+            if InPlace(git_dir, self._clock).tracks(_OWN_CONFIG):
+                return
+        except GitFailed:
+            return
+        yield git_dir.parent / _OWN_CONFIG
+
     def _contents(self, grants: Grants) -> Contents:
         cache = self._user.cache / "manifests"
         return Contents(self._source, grants, self._reader, cache, self._clock)
@@ -139,11 +224,16 @@ class Direct:
             raise RepositoryNotFound(url)  # who wrote that is elsewhere, and does not know our disk
         if place not in self._sources:
             self._sources[place] = self._open(place)
-        source = self._sources[place]
-        source.snapshot(math.inf, PATIENCE)  # what is there will do: a revision never moves
-        if not source.contains(revision):
-            source.snapshot(0, PATIENCE)
-        return source
+        return self._with(self._sources[place], revision)
+
+    def _with(self, repository: Repository, revision: Revision) -> Repository:
+        """A repository with the revision there, if it exists. What is there will do, without a look
+        at the origin: a revision never moves.
+        """
+        repository.snapshot(math.inf, PATIENCE)
+        if not repository.contains(revision):
+            repository.snapshot(0, PATIENCE)
+        return repository
 
     def _open(self, place: Place) -> Repository:
         mirror = None
@@ -165,6 +255,34 @@ class Direct:
             )
         except ValueError as error:
             raise InvalidRequest("repo", str(error)) from None
+
+
+class StoreOrigins:
+    """Where the files of a receipt are in the stores themselves. For `registry.transfer`.
+
+    Each is signed when it is asked for, so that none is over before it is used.
+    """
+
+    def __init__(self, given: Given, grants: Grants, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._located = {
+            entry.path: (location, path, entry) for location, path, entry in _located(given, grants)
+        }
+
+    def origin(self, file: ReceiptFile, stale: Origin | None) -> Origin:  # noqa: ARG002
+        """Where the file can be read now. Raises CredentialsUnavailable."""
+        location, path, entry = self._located[file.path]
+        now = datetime.fromtimestamp(self._clock(), timezone.utc)
+        return location.signer.origin(path, entry, now)
+
+
+def _located(given: Given, grants: Grants) -> Iterator[tuple[Location, str, Entry]]:
+    """Every file with the location that holds it, and the path of its object there."""
+    for group in given.manifest.groups:
+        location = grants.locate(group.repository, group.storage)
+        prefix = f"{group.storage.path}/" if group.storage.path else ""
+        for entry in group.entries:
+            yield location, prefix + entry.key, entry
 
 
 def _git_dir_above(path: Path) -> Path | None:

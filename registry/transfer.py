@@ -277,7 +277,7 @@ class _Target:
                 flags = os.O_RDONLY | _FOLLOW_NOTHING | os.O_NONBLOCK
                 descriptor = os.open(file.path.name, flags, dir_fd=directory)
                 with os.fdopen(descriptor, "rb", buffering=0) as opened:
-                    return "same" if _has_md5(opened, file.md5, stopped) else "other"
+                    return "same" if has_md5(opened, file.md5, stopped) else "other"
         except FileNotFoundError:
             return "nothing"
         except OSError as error:
@@ -333,7 +333,8 @@ class _Target:
             raise
 
 
-def _has_md5(opened: io.RawIOBase, md5: str, stopped: threading.Event) -> bool:
+def has_md5(opened: io.RawIOBase, md5: str, stopped: threading.Event) -> bool:
+    """Whether an open file has the MD5, by which DVC 2 may have known a text by its lines."""
     digest = hashlib.md5(usedforsecurity=False)
     while not stopped.is_set() and (chunk := opened.read(CHUNK)):
         digest.update(chunk)

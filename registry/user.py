@@ -18,8 +18,9 @@ class User:
 
     `directory` is where they work, `cache` where mirrors and manifests are kept, which can be
     deleted at any time. `service` and `token` say which registry answers, if any does. Of DVC's own
-    configuration files, `dvc_configs`, the last counts. `s3_endpoint`, `s3_region` and
-    `azure_connection_string` are what the libraries of the stores read from the environment.
+    configuration files, `dvc_configs`, the last counts. What begins with `s3_` and `azure_` is what
+    the libraries of the stores read from the environment. `proxies` and `ca_bundle` are as curl,
+    requests and DVC have them, the proxies by scheme, with "all" and "no".
     """
 
     directory: Path
@@ -31,6 +32,9 @@ class User:
     s3_region: str | None = None
     s3_profile: str | None = None
     azure_connection_string: str | None = field(default=None, repr=False)
+    azure_account: str | None = None
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ca_bundle: str | None = None
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> "User":
@@ -52,4 +56,18 @@ class User:
             s3_region=first("AWS_REGION", "AWS_DEFAULT_REGION"),
             s3_profile=first("AWS_PROFILE"),
             azure_connection_string=first("AZURE_STORAGE_CONNECTION_STRING"),
+            azure_account=first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"),
+            proxies=_proxies(environ),
+            ca_bundle=first("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
         )
+
+
+def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    # HTTP_PROXY in capitals is what a CGI script finds a header of a request in: curl ignores it.
+    found = {}
+    for scheme in ("http", "https", "all", "no"):
+        capitals = "" if scheme == "http" else environ.get(f"{scheme.upper()}_PROXY", "")
+        value = environ.get(f"{scheme}_proxy", capitals)
+        if value:
+            found[scheme] = value
+    return found

@@ -162,7 +162,7 @@ def test_a_token_is_created_listed_and_revoked(config) -> None:
 def test_a_token_that_does_not_exist_cannot_be_revoked(config) -> None:
     done = python("token", "revoke", "nobody", "--config", str(config))
 
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == "Error: No token has the id 'nobody'.\n"
 
 

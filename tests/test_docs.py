@@ -9,7 +9,8 @@ import click
 import pytest
 import yaml
 
-from registry.cli import cli
+from registry.cli import cli, failures
+from registry.cli.manual import manual
 from registry.errors import RegistryError
 from registry.services import Services
 from registry.settings import (
@@ -141,6 +142,25 @@ def test_every_verb_is_documented_with_help_for_each_of_its_options(
     assert command.help
     for option in command.params:
         assert not isinstance(option, click.Option) or option.help, option.name
+
+
+def test_the_manual_of_the_command_line_is_what_the_commands_say() -> None:
+    """`make docs` writes it."""
+    assert (ROOT / "docs/cli.md").read_text() == manual()
+
+
+def test_every_exit_code_is_reached_by_a_kind_of_error() -> None:
+    reached = {code for _, code in failures._CODES}
+
+    assert reached == set(failures.CODES) - {0, 1, 130}
+
+
+def test_every_variable_that_a_client_reads_is_documented() -> None:
+    source = (ROOT / "registry/user.py").read_text()
+    read = set(re.findall(r'"([A-Z][A-Z0-9_]{6,})"', source))
+
+    assert {"REGISTRY_URL", "AWS_PROFILE"} <= read
+    assert [name for name in sorted(read) if f"`{name}`" not in manual()] == []
 
 
 def test_every_verb_that_the_documentation_names_exists() -> None:

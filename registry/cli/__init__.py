@@ -3,13 +3,13 @@
 A verb is a function of a module of this package, which is imported when the verb is used: nobody
 who asks for help waits for a database's library.
 
-Exit codes: 0 all is well · 1 something that was looked at is not · 2 wrong usage or configuration.
+What the exit codes mean stands in `failures`.
 """
 
 import os
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -17,6 +17,33 @@ from registry import __version__
 from registry.errors import RegistryError
 
 VERBS = {
+    "get": (
+        "fetch",
+        "Download an artifact: every file below --out, under its path in the repository.",
+    ),
+    "show": ("fetch", "Show what a version, a stage or the latest version means: its receipt."),
+    "ls": (
+        "look",
+        "List the artifacts of a repository: the latest version of each, and what is in its "
+        "stages.",
+    ),
+    "versions": ("look", "List the registered versions of an artifact, the greatest first."),
+    "history": (
+        "look",
+        "List all that happened to an artifact, the latest first: who did what, when, and why.",
+    ),
+    "explain": (
+        "look",
+        "Explain what a version, a stage or the latest version means: each tag, and why it won or "
+        "lost.",
+    ),
+    "urls": ("fetch", "Print a link for each file, good for an hour for whoever has it."),
+    "lock": ("fetch", "Write down what selectors mean now, for `registry get --locked`."),
+    "verify": (
+        "fetch",
+        "Check the files of a directory against a receipt. "
+        "Exit code 1 if one is not as it should be.",
+    ),
     "serve": ("operate", "Start the service: gunicorn on the configuration."),
     "check": (
         "operate",
@@ -67,9 +94,8 @@ def main() -> None:
     try:
         cli(color=color)
     except RegistryError as error:
-        _fail(str(error), color)
+        from registry.cli import failures  # noqa: PLC0415
 
-
-def _fail(message: str, color: bool | None) -> NoReturn:
-    click.echo(f"{click.style('Error:', fg='red')} {message}", err=True, color=color)
-    sys.exit(2)
+        line = f"{click.style('Error:', fg='red')} {failures.line_of(error)}"
+        click.echo(line, err=True, color=color)
+        sys.exit(failures.code_of(error))

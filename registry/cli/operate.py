@@ -122,6 +122,7 @@ def demo(directory: Path, port: int) -> None:
     address = urlsplit(settings.public_url)
     secret = demos.token(directory, access_of(settings))
     audit_of(settings)
+    issued_of(settings)
     upgrade_tracking(settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # from now on, the server ends with us
     server = subprocess.Popen(

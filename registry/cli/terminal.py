@@ -13,6 +13,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def printable(text: str) -> str:
+    """What people wrote, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Columns as wide as they need to be."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

@@ -11,7 +11,7 @@ them, are not even kept: those come from the operator, never from a repository.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from registry.domain import SCHEMES, StorageUrl
@@ -99,8 +99,9 @@ class Config:
             below.append(path)
 
 
-def parse(data: bytes, file: str) -> Config:
-    """Reads the bytes of a `.dvc/config`; `file` is for messages.
+def parse(data: bytes, file: str, kept: Collection[str] = _KEPT) -> Config:
+    """Reads the bytes of a `.dvc/config`; `file` is for messages. Of a remote's options those that
+    are `kept` are.
 
     Lenient: lines it cannot read are skipped, sections of one name count as one, and of a
     repeated option the last counts. Raises InvalidMetadata for what is too large or no text.
@@ -128,7 +129,7 @@ def parse(data: bytes, file: str) -> Config:
             if section == "core" and key == "remote":
                 value = _value(written.strip())
                 default = value.lower() if value else None
-            elif key in _KEPT:
+            elif key in kept:
                 options[key] = _value(written.strip())
     return Config(default, file, remotes)
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, NoReturn
 
 from registry.repository.commands import Commands, GitFailed
 from registry.repository.mirror import LISTING, LOOK_LIMIT, State, TagChange, digest_of
+from registry.repository.objects import READ_LIMIT
 from registry.repository.origin import Origin
 
 
@@ -23,6 +24,10 @@ class InPlace:
         self.commands = Commands(git_dir, Origin(str(git_dir), "file"))
         self._clock = clock
         self._seen: tuple[str, bytes] = ("", b"")
+
+    def tracks(self, path: str) -> bool:
+        """Whether the work tree has the path from a commit. Raises GitFailed."""
+        return bool(self.commands.read("ls-files", "-z", "--", path, limit=READ_LIMIT))
 
     def open_lock(self) -> BinaryIO:
         """A lock that nobody else takes: there is nothing to write. Raises OSError."""

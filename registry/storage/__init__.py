@@ -155,8 +155,15 @@ class Grants:
     operator lists the corner.
     """
 
-    def __init__(self, locations: tuple[Location, ...]) -> None:
-        """Among locations of one URL the first that is granted counts."""
+    def __init__(
+        self,
+        locations: tuple[Location, ...],
+        elsewhere: Callable[[StorageUrl], Location] | None = None,
+    ) -> None:
+        """Among locations of one URL the first that is granted counts. `elsewhere` gives one for
+        what none of them holds, where a user is their own operator; it may raise RegistryError.
+        """
+        self._elsewhere = elsewhere
         self._locations = tuple((_comparable(location.url), location) for location in locations)
         # Both depend on nothing but the locations, which never change, and are asked every time.
         self._closest = lru_cache(1024)(self._find_closest)
@@ -181,6 +188,8 @@ class Grants:
     def _find_closest(self, url: StorageUrl) -> list[Location]:
         wanted = _comparable(url)
         holding = [pair for pair in self._locations if pair[0].contains(wanted)]
+        if not holding and self._elsewhere:
+            return [self._elsewhere(url)]
         longest = max((len(place.path) for place, _ in holding), default=0)
         return [location for place, location in holding if len(place.path) == longest]
 

@@ -100,6 +100,18 @@ def chain_credentials(profile: str | None = None) -> Callable[[datetime], Creden
     return Renewed(obtain, lambda credentials: credentials.expires)
 
 
+def chain_region(profile: str | None = None) -> str | None:
+    """The region that the user's files say, None when they say none."""
+    import boto3  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+
+    try:
+        region: str | None = boto3.Session(profile_name=profile).region_name
+    except BotoCoreError:  # which the credentials will say better
+        return None
+    return region
+
+
 class S3Signer:
     """Signs GET links for the objects of one bucket. Takes part in `registry.storage.Signer`."""
 
