@@ -53,7 +53,10 @@ def show_audit(config: Path, day: str | None, as_json: bool) -> None:
         for row in rows:
             click.echo(row.record)
         return
-    columns = ("at", "token", "address", "decision", "repository", "selector", "revision", "reason")
+    columns = (
+        *("at", "token", "address", "decision", "repository", "selector", "revision", "reason"),
+        "subject",
+    )
     records = [json.loads(row.record) for row in rows]
     print_table(
         tuple(name.upper() for name in columns),

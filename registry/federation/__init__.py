@@ -134,7 +134,7 @@ class Federation:
             issuer.url,
             subject,
             rule.repositories,
-            tuple(scopes) or rule.scopes,
+            tuple(dict.fromkeys(scopes)) or rule.scopes,
             rule.lifetime,
             _proof(text, issuer, claims) if issuer.single_use else None,
             ends,

@@ -222,7 +222,7 @@ def test_a_claim_fits_whole_or_not_at_all(start, issuer, repository, let_in) -> 
 
 def test_a_scope_can_be_asked_for_but_none_that_the_rule_does_not_give(start, issuer) -> None:
     registry = start({**RULE, "scopes": ["models:read", "metrics:read"]})
-    few = exchange(registry, issuer.token(AUDIENCE), scope="metrics:read")
+    few = exchange(registry, issuer.token(AUDIENCE), scope="metrics:read metrics:read")
     more = exchange(registry, issuer.token(AUDIENCE), scope="models:read admin")
 
     assert (few.status_code, few.json["scope"]) == (200, "metrics:read")
