@@ -38,6 +38,7 @@ from registry.settings import Settings
 @click.option("--workers", default=2, show_default=True, help="Worker processes.")
 def serve(config: Path, host: str, port: int, workers: int) -> None:
     """Start the service: gunicorn on the configuration."""
+    _open_standard_streams()
     # What is wrong is said here, once, and not by every worker.
     require_git()
     settings = Settings.load(config)
@@ -48,6 +49,20 @@ def serve(config: Path, host: str, port: int, workers: int) -> None:
     issued_of(settings)
     command = gunicorn_command(host, port, workers)
     os.execve(command[0], command, _environment(config))  # noqa: S606 no shell on purpose
+
+
+def _open_standard_streams() -> None:
+    """Gives a closed standard stream somewhere to go, for the server and all it starts.
+
+    The next file that is opened, such as the database, would take its place, and with it whatever
+    is printed there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free: this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 @click.command()
