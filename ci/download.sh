@@ -26,7 +26,7 @@ fail() {
 
 # What a request answered with anything but 200 says is wrong.
 problem() { # file with the answer
-    detail=$(sed -n 's/^{"detail":"\(\([^"\\]\|\\.\)*\)".*/\1/p' "$1" | head -n 1)
+    detail=$(sed -nE 's/^\{"detail":"(([^"\\]|\\.)*)".*/\1/p' "$1" | head -n 1)
     printf '%s' "${detail:-the answer is none of a registry}"
 }
 
