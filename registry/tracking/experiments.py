@@ -17,7 +17,7 @@ from registry.tracking.records import Experiment, Page, View
 from registry.tracking.schema import experiment_tags as tags
 from registry.tracking.schema import experiments
 from registry.tracking.search import holds, number_or_text
-from registry.tracking.store import Row, Store, set_texts, texts_of
+from registry.tracking.store import Row, Store, Texts, texts_of
 
 _COLUMNS = {
     "id": experiments.c.id,
@@ -27,6 +27,7 @@ _COLUMNS = {
 }
 # To clients an id is a text.
 _COMPARED = {**_COLUMNS, "id": sa.cast(experiments.c.id, sa.Text)}
+_BY_ID = sa.select(experiments).where(experiments.c.id == sa.bindparam("number"))
 _NEWEST = (Order("attribute", "created", False),)
 
 
@@ -35,6 +36,7 @@ class Experiments:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._tags = Texts(store, tags, "experiment")
 
     def create(
         self, name: str, artifact_location: str | None = None, tags: Mapping[str, str] | None = None
@@ -50,7 +52,7 @@ class Experiments:
                 number = connection.execute(statement.returning(experiments.c.id)).scalar_one()
             except IntegrityError:
                 raise ExperimentExists(name, deleted=False) from None
-            self._set_tags(connection, number, tags or {})
+            self._tags.write(connection, number, tags or {})
         return int(number)
 
     def get(self, number: int) -> Experiment:
@@ -135,7 +137,7 @@ class Experiments:
         """Writes a tag of an active experiment. Raises ExperimentNotFound or ExperimentDeleted."""
         with self._store.writing() as connection:
             self.active(connection, number)
-            self._set_tags(connection, number, {key: value})
+            self._tags.write(connection, number, {key: value})
             self._change(connection, number)
 
     def delete_tag(self, number: int, key: str) -> None:
@@ -153,8 +155,7 @@ class Experiments:
         """The row of an experiment that takes something new. Raises ExperimentNotFound, or
         ExperimentDeleted.
         """
-        query = sa.select(experiments).where(experiments.c.id == number)
-        row = connection.execute(query).one_or_none()
+        row = connection.execute(_BY_ID, {"number": number}).one_or_none()
         if row is None:
             raise ExperimentNotFound(str(number))
         if row.deleted:
@@ -170,9 +171,6 @@ class Experiments:
     def _change(self, connection: sa.Connection, number: int, **values: object) -> None:
         changed = sa.update(experiments).where(experiments.c.id == number)
         connection.execute(changed.values(updated=self._store.now, **values))
-
-    def _set_tags(self, connection: sa.Connection, number: int, values: Mapping[str, str]) -> None:
-        set_texts(self._store, connection, tags, "experiment", number, values)
 
 
 def _experiment(row: Row, labels: Mapping[str, str]) -> Experiment:

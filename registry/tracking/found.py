@@ -166,7 +166,11 @@ class RunSearch:
         embedded = self._store.embedded
         match comparison.kind:
             case "metric":
-                return measures(latest, latest.c.run == runs.c.number, comparison)
+                # The experiment is the same: said again, it opens the index of values.
+                owned = sa.and_(
+                    latest.c.run == runs.c.number, latest.c.experiment == runs.c.experiment
+                )
+                return measures(latest, owned, comparison)
             case "param":
                 return holds(params, params.c.run == runs.c.number, comparison, embedded)
             case "tag":

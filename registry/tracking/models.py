@@ -17,7 +17,7 @@ from registry.tracking.schema import model_metrics as metrics
 from registry.tracking.schema import model_params as params
 from registry.tracking.schema import model_tags as tags
 from registry.tracking.search import Condition, holds, measures, number_or_text
-from registry.tracking.store import Row, Store, chunks, set_texts, texts_of
+from registry.tracking.store import Row, Store, Texts, chunks, texts_of
 
 OnDataset = tuple[str, str | None]
 """The name of a dataset, and its digest or None for any."""
@@ -33,6 +33,7 @@ class LoggedModels:
 
     def __init__(self, store: Store, experiments: Experiments) -> None:
         self._store = store
+        self._tags = Texts(store, tags, "model")
         self._experiments = experiments
 
     def create(
@@ -64,7 +65,7 @@ class LoggedModels:
             insert = sa.insert(models).values(row).returning(models.c.number)
             number = int(connection.execute(insert).scalar_one())
             self._add_params(connection, number, params or {})
-            self._set_tags(connection, number, tags or {})
+            self._tags.write(connection, number, tags or {})
         return self.get(model_id)
 
     def get(self, model_id: str) -> LoggedModel:
@@ -94,7 +95,7 @@ class LoggedModels:
     def set_tags(self, model_id: str, given: Mapping[str, str]) -> None:
         """Writes tags. Raises LoggedModelNotFound."""
         with self._store.writing() as connection:
-            self._set_tags(connection, self._number(connection, model_id), given)
+            self._tags.write(connection, self._number(connection, model_id), given)
 
     def delete_tag(self, model_id: str, key: str) -> None:
         """Removes a tag. Raises LoggedModelNotFound or TagNotFound."""
@@ -165,9 +166,6 @@ class LoggedModels:
         if number is None:
             raise LoggedModelNotFound(model_id)
         return int(number)
-
-    def _set_tags(self, connection: sa.Connection, number: int, values: Mapping[str, str]) -> None:
-        set_texts(self._store, connection, tags, "model", number, values)
 
     def _add_params(self, connection: sa.Connection, number: int, given: Mapping[str, str]) -> None:
         if not given:

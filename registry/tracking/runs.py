@@ -43,7 +43,7 @@ from registry.tracking.schema import (
     runs,
     tags,
 )
-from registry.tracking.store import Row, Store, chunks, set_texts
+from registry.tracking.store import Row, Rows, Store, Texts, chunks
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Runs:
 
     def __init__(self, store: Store, experiments: Experiments) -> None:
         self._store = store
+        self._tags = Texts(store, tags, "run")
         self._experiments = experiments
         self._search = RunSearch(store)
         self._statements = _Statements(store)
@@ -96,7 +97,7 @@ class Runs:
             holder = self._experiments.active(connection, experiment)
             inserted = connection.execute(self._statements.insert_run, row)
             number = int(inserted.scalar_one())
-            self._set_tags(connection, number, labels)
+            self._tags.write(connection, number, labels)
         return Run(
             number=number,
             artifact_location=holder.artifact_location,
@@ -128,7 +129,7 @@ class Runs:
             number = self._active(connection, run_id).number
             if values:
                 connection.execute(sa.update(runs).where(runs.c.number == number).values(values))
-            self._set_tags(connection, number, tags or {})
+            self._tags.write(connection, number, tags or {})
             row = connection.execute(self._statements.find, {"id": run_id}).one()
         return _run(row)
 
@@ -158,7 +159,7 @@ class Runs:
             run = self._active(connection, run_id)
             self._log_params(connection, run.number, batch.params)
             self._log_metrics(connection, run, batch.metrics)
-            self._set_tags(connection, run.number, batch.tags)
+            self._tags.write(connection, run.number, batch.tags)
             if batch.name is not None:
                 renamed = sa.update(runs).where(runs.c.number == run.number)
                 connection.execute(renamed.values(name=batch.name))
@@ -195,9 +196,6 @@ class Runs:
             raise RunDeleted(run_id)
         return row
 
-    def _set_tags(self, connection: sa.Connection, number: int, values: Mapping[str, str]) -> None:
-        set_texts(self._store, connection, tags, "run", number, values)
-
     def _log_params(
         self, connection: sa.Connection, number: int, given: Sequence[tuple[str, str]]
     ) -> None:
@@ -208,7 +206,7 @@ class Runs:
             if once.setdefault(key, value) != value:
                 raise ParamExists(key, once[key], value)
         rows = [{"run": number, "key": key, "value": once[key]} for key in sorted(once)]
-        if connection.execute(self._statements.insert_param, rows).rowcount == len(rows):
+        if self._statements.insert_params.write(connection, rows) == len(rows):
             return
         query = sa.select(params.c.key, params.c.value).where(
             params.c.run == number, params.c.key.in_(list(once))
@@ -226,13 +224,13 @@ class Runs:
             if known is None or metric.order > known.order:
                 newest[metric.key] = metric
         rows = [{"run": run.number, **_stored(metric)} for metric in given]
-        connection.execute(self._statements.insert_metric, rows)
+        self._statements.insert_metrics.write(connection, rows)
         # In the order of keys, so that no two writers block each other for ever.
         rows = [
             {"run": run.number, "experiment": run.experiment, **_stored(newest[key])}
             for key in sorted(newest)
         ]
-        connection.execute(self._statements.renew, rows)
+        self._statements.renew.write(connection, rows)
 
     def _log_model_metrics(
         self, connection: sa.Connection, given: Sequence[tuple[str, ModelMetric]]
@@ -363,7 +361,7 @@ class Runs:
         numbers = list(logged)
         for kind, number, key, value, measured, nan, timestamp, step in connection.execute(
             self._statements.logged, {"numbers": numbers}
-        ):
+        ).all():
             own = logged[number]
             match kind:
                 case "metric":
@@ -428,9 +426,16 @@ class _Statements:
             experiments, home
         )
         self.find = self.rows.where(runs.c.id == sa.bindparam("id"))
-        self.insert_param = store.upsert(params).on_conflict_do_nothing()
-        self.insert_metric = store.upsert(metrics).on_conflict_do_nothing()
-        self.renew = _newer(store, latest, ["run", "key"])
+        value = ("key", "value", "nan", "timestamp", "step")
+        self.insert_params = Rows(
+            store, store.upsert(params).on_conflict_do_nothing(), ("run", "key", "value")
+        )
+        self.insert_metrics = Rows(
+            store, store.upsert(metrics).on_conflict_do_nothing(), ("run", *value)
+        )
+        self.renew = Rows(
+            store, _newer(store, latest, ["run", "key"]), ("run", "experiment", *value)
+        )
         self.renew_model_metric = _newer(
             store, model_metrics, ["model", "key", "dataset_name", "dataset_digest"]
         )

@@ -21,10 +21,15 @@ def holds(table: sa.Table, owned: Condition, comparison: Comparison, embedded: b
     )
     if comparison.operator == "missing":
         return ~found.exists()
+    if comparison.operator == "=" and table in _INDEXED:
+        wanted = str(comparison.value)
+        found = found.where(beginning(table.c.value) == wanted[:PREFIX])
+        if len(wanted) < PREFIX:
+            # Then it is the whole value. To say so twice would make the planner of PostgreSQL
+            # expect the square of what there is.
+            return found.exists()
     if comparison.operator != "present":
         found = found.where(text(table.c.value, comparison, embedded))
-        if comparison.operator == "=" and table in _INDEXED:
-            found = found.where(beginning(table.c.value) == str(comparison.value)[:PREFIX])
     return found.exists()
 
 

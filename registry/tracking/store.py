@@ -55,6 +55,11 @@ class Store:
         """Whether the database is SQLite, which spells a few things in its own way."""
         return self._engine.dialect.name == "sqlite"
 
+    @property
+    def dialect(self) -> sa.Dialect:
+        """How the database spells SQL."""
+        return self._engine.dialect
+
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection to read with. Raises DatabaseUnavailable."""
@@ -91,26 +96,48 @@ def _trust_the_log(connection: Any, _: object) -> None:
     cursor.close()
 
 
-def set_texts(
-    store: Store,
-    connection: sa.Connection,
-    table: sa.Table,
-    owner: str,
-    number: int,
-    values: Mapping[str, str],
-) -> None:
-    """Writes tags, of which the last value counts.
+class Rows:
+    """An INSERT for many rows at once, as the driver takes it.
 
-    In the order of keys, so that no two writers block each other for ever.
+    It is compiled once: SQLAlchemy would go through every value of every row, which takes longer
+    than the database does. What is written must be of types that the driver knows itself.
     """
-    if not values:
-        return
-    insert = store.upsert(table)
-    statement = insert.on_conflict_do_update(
-        index_elements=[owner, "key"], set_={"value": insert.excluded.value}
-    )
-    rows = [{owner: number, "key": key, "value": value} for key, value in sorted(values.items())]
-    connection.execute(statement, rows)
+
+    def __init__(self, store: Store, statement: sa.Insert, columns: Sequence[str]) -> None:
+        compiled = statement.compile(dialect=store.dialect, column_keys=list(columns))
+        self._text = str(compiled)
+        self._order = getattr(compiled, "positiontup", None)
+
+    def write(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> int:
+        """Writes the rows, of which there must be one, and returns how many were new or changed."""
+        given: Any = rows
+        if self._order:
+            given = [tuple([row[name] for name in self._order]) for row in rows]
+        return connection.exec_driver_sql(self._text, given).rowcount
+
+
+class Texts:
+    """The rows of one table of tags: owner, key, value."""
+
+    def __init__(self, store: Store, table: sa.Table, owner: str) -> None:
+        self._owner = owner
+        insert = store.upsert(table)
+        self._statement = insert.on_conflict_do_update(
+            index_elements=[owner, "key"], set_={"value": insert.excluded.value}
+        )
+
+    def write(self, connection: sa.Connection, number: int, values: Mapping[str, str]) -> None:
+        """Writes some, of which the last value counts.
+
+        In the order of keys, so that no two writers block each other for ever.
+        """
+        if not values:
+            return
+        rows = [
+            {self._owner: number, "key": key, "value": value}
+            for key, value in sorted(values.items())
+        ]
+        connection.execute(self._statement, rows)
 
 
 def texts_of(
@@ -121,7 +148,7 @@ def texts_of(
     column = table.c[owner]
     for some in chunks(numbers):
         query = sa.select(column, table.c.key, table.c.value).where(column.in_(some))
-        for number, key, value in connection.execute(query.order_by(column, table.c.key)):
+        for number, key, value in connection.execute(query.order_by(column, table.c.key)).all():
             found[number][key] = value
     return found
 

@@ -208,7 +208,9 @@ def _named(message: Message) -> str:
                 f"invalid name {key!r}: names may only contain alphanumerics, underscores, dashes, "
                 "periods, spaces, colons and slashes",
             )
-        if normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+        if ("/" in key or "." in key) and (
+            normpath(key) != key or key.startswith(("/", "..")) or key == "."
+        ):
             raise InvalidRequest("key", f"invalid name {key!r}: as a path it would be another one")
     return key
 

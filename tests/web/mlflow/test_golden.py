@@ -6,7 +6,6 @@ logged a little. Ids are written in the order in which they appear.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,27 +25,22 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def vision(registry: Registry) -> Registry:
     """A service with one experiment and one run."""
-    with Registry(tmp_path, {}, []) as running:
-        tracking = running.services.tracking
-        tracking.upgrade()
-        # As old as all that the tests make, and not as old as the test.
-        with tracking.store.writing() as connection:
-            connection.exec_driver_sql("UPDATE tracking_experiments SET created = 1, updated = 1")
-        number = tracking.experiments.create("vision", tags={"team": "eyes"})
-        run = tracking.runs.create(
-            number,
-            name="first",
-            user_id="ada",
-            started=1_600_000_000_000,
-            tags={"mlflow.runName": "first", "mlflow.source.type": "LOCAL"},
-        )
-        metrics = [Metric("loss", 0.5, 1000), Metric("loss", 0.25, 2000), Metric("acc", 0.75, 1000)]
-        tracking.runs.log(run.id, Batch(metrics=metrics, params=[("depth", "3")]))
-        data = Dataset("train", "abc", "http", "http://data.example/train.csv")
-        tracking.runs.log_inputs(run.id, [Input(data, {"mlflow.data.context": "training"})])
-        yield running
+    tracking = registry.services.tracking
+    number = tracking.experiments.create("vision", tags={"team": "eyes"})
+    run = tracking.runs.create(
+        number,
+        name="first",
+        user_id="ada",
+        started=1_600_000_000_000,
+        tags={"mlflow.runName": "first", "mlflow.source.type": "LOCAL"},
+    )
+    metrics = [Metric("loss", 0.5, 1000), Metric("loss", 0.25, 2000), Metric("acc", 0.75, 1000)]
+    tracking.runs.log(run.id, Batch(metrics=metrics, params=[("depth", "3")]))
+    data = Dataset("train", "abc", "http", "http://data.example/train.csv")
+    tracking.runs.log_inputs(run.id, [Input(data, {"mlflow.data.context": "training"})])
+    return registry
 
 
 class Scribe:
@@ -78,8 +72,8 @@ class Scribe:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda it: f"{it.parent.name}/{it.stem}")
-def test_every_request_is_answered_as_it_is_written(registry: Registry, file: Path) -> None:
-    scribe = Scribe(registry)
+def test_every_request_is_answered_as_it_is_written(vision: Registry, file: Path) -> None:
+    scribe = Scribe(vision)
     for step in json.loads(file.read_text()):
         status, answer = scribe.ask(
             PREFIXES[file.parent.name], step["method"], step["path"], step["send"]
@@ -105,8 +99,8 @@ def test_every_endpoint_has_a_request_that_succeeds_and_one_that_fails(generatio
     assert every - written[False] <= {("GET", "experiments/search"), ("GET", "runs/search")}
 
 
-def test_both_twins_and_both_roots_answer_the_same(registry: Registry) -> None:
-    scribe = Scribe(registry)
+def test_both_twins_and_both_roots_answer_the_same(vision: Registry) -> None:
+    scribe = Scribe(vision)
     answers = [
         scribe.ask(f"{root}/{twin}/2.0/{preview}mlflow/", "GET", "runs/get", {"run_id": "<id 1>"})
         for preview in ("", "preview/")

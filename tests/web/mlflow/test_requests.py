@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from service import Registry
@@ -24,7 +23,6 @@ class Service:
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.tracking = registry.services.tracking
-        self.tracking.upgrade()
         self.run = self.tracking.runs.create(0).id
         self.token = registry.token(scopes=[READ, WRITE])
 
@@ -44,9 +42,8 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with Registry(tmp_path, {}, []) as registry:
-        yield Service(registry)
+def service(registry: Registry) -> Service:
+    return Service(registry)
 
 
 def every_endpoint() -> Iterator[tuple[str, str, str]]:
