@@ -242,6 +242,7 @@ class Catalog:
         self._clock = clock
         # Small answers, with what they follow from besides the question: while that is the same,
         # links that were signed again would be the same to the byte.
+        self._resolutions: dict[tuple[str, Selector], tuple[tuple[Snapshot, bool], Resolution]] = {}
         self._recent: dict[_Question, tuple[tuple[Snapshot, bool, int], Download]] = {}
 
     def resolve(
@@ -264,7 +265,16 @@ class Catalog:
         if selector.revision:
             return self._at(mirrored, selector, selector.revision, deadline)
         seen = self._seen(mirrored, selector, max_age, deadline)
-        return self._resolved(mirrored, (selector,), seen, deadline)[0]
+        # One and the same for as long as the origin was not looked at again.
+        question, terms = (mirrored.repository.name, selector), (seen.snapshot, seen.stale)
+        known = self._resolutions.get(question)
+        if known and known[0] == terms:
+            return known[1]
+        (resolution,) = self._resolved(mirrored, (selector,), seen, deadline)
+        if len(self._resolutions) >= _MANY:
+            self._resolutions.clear()
+        self._resolutions[question] = terms, resolution
+        return resolution
 
     def resolve_together(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import islice
 
 from registry.contents import Contents
@@ -52,6 +53,15 @@ class Given:
             total_size=_total(manifest),
         )
         return cls(receipt, manifest)
+
+    @cached_property
+    def repositories(self) -> frozenset[str]:
+        """The repositories that it depends on."""
+        return frozenset(self.manifest.repositories)
+
+    def is_for(self, principal: Principal) -> bool:
+        """Whether the principal may see all that it depends on."""
+        return all(principal.may_see(name) for name in self.repositories)
 
     def page(self, pattern: str, after: int, limit: int | None) -> tuple[Manifest, int | None]:
         """The files whose path matches `pattern` (`*` stands for any characters), without the first

@@ -10,6 +10,7 @@ Who may see a receipt is asked on every use: its repository, and those that impo
 import logging
 import re
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
 
@@ -38,6 +39,8 @@ class Ledger:
         self._contents = contents
         self._issued = issued
         self._lock = Lock()
+        # The core gives the same resolution again while nothing changed, and then drops it.
+        self._recent: WeakKeyDictionary[Resolution, Given] = WeakKeyDictionary()
         self._given: LRUCache[Terms, Given] = LRUCache(
             LARGEST_CACHE, getsizeof=lambda given: 2000 + weight_of(given.manifest)
         )
@@ -46,6 +49,9 @@ class Ledger:
         """The receipt of what was resolved, which can be recalled from now on. Raises NotFound,
         Unsignable, Unavailable.
         """
+        recent = self._recent.get(resolution)
+        if recent and recent.is_for(principal):
+            return recent
         terms = Terms(
             resolution.repository.name,
             resolution.selector,
@@ -55,6 +61,7 @@ class Ledger:
         )
         given = self._made(principal, resolution.repository, terms)
         self._issued.keep(given.receipt.digest, terms)
+        self._recent[resolution] = given
         return given
 
     def recall(self, principal: Principal, digest: str) -> Given:
@@ -78,9 +85,7 @@ class Ledger:
     def _remembered(self, principal: Principal, terms: Terms) -> Given | None:
         with self._lock:
             given = self._given.get(terms)
-        if given and all(principal.may_see(name) for name in given.manifest.repositories):
-            return given
-        return None
+        return given if given and given.is_for(principal) else None
 
     def _made(self, principal: Principal, repository: Repository, terms: Terms) -> Given:
         given = self._remembered(principal, terms)

@@ -100,7 +100,7 @@ def _page(page: "str | Response") -> Response:
 @cache  # it says the same to everybody, until the service is another one
 def _whole() -> str:
     document: Mapping[str, Any] = openapi.document()
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {"The registry's own API": [], "DVC Studio": []}
     for path, methods in document["paths"].items():
         for method in _METHODS:
             if method in methods:
@@ -127,6 +127,7 @@ def _group(path: str) -> str:
         "/api/model-registry/": "DVC Studio",
         "/api/2.0/": "MLflow",
         "/ajax-api/": "MLflow",
+        "/api/3.0/": "MLflow",
         "/mlflow": "MLflow",
     }
     return next((name for start, name in prefixes.items() if path.startswith(start)), "The service")
