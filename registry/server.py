@@ -27,12 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import gunicorn.glogging  # type: ignore[import-untyped]
+from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from registry import logs, metrics
 
 HEAD, BODY, WRITE = 5, 10, 30
 """Seconds that a client has, as in the table above."""
+LINGER = 2
+"""Seconds, and bytes, for which a client is listened to that talks on when all was said to it."""
+LARGEST_BODY = 8 << 20
 LAST = 5
 """Seconds before gunicorn kills a worker that drains: for what was answered to be written down."""
 AGAIN = 2
@@ -181,7 +185,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         self.nr_conns -= 1
         if not _closed(connection.sock):
-            self.tpool.submit(connection.close, graceful=True)
+            self.tpool.submit(_linger, connection.sock)
 
 
 def _defer(listeners: list[Any], seconds: int) -> None:
@@ -216,6 +220,11 @@ def _closed(connection: Any) -> bool:
     return True
 
 
+def _linger(connection: Any) -> None:
+    """Closes it once the client has stopped talking, and so has looked for the answer."""
+    util.close_graceful(connection, timeout=LINGER, max_drain=LARGEST_BODY)
+
+
 def _shut(connection: Any, how: int) -> None:
     with suppress(OSError):  # closed meanwhile
         connection.shutdown(how)
@@ -245,7 +254,7 @@ def when_ready(server: Any) -> None:
 
 
 def _can_start() -> bool:
-    """Whether the configuration holds, tried in a process of its own: this one is to stay small."""
+    """Whether the configuration holds, tried in a process of its own, of which nothing is left."""
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1] == 0

@@ -9,9 +9,15 @@ import click
 import pytest
 import yaml
 
+from registry import server
+from registry.audit import WAIT
+from registry.catalog import GIT_WAIT
 from registry.cli import cli, failures
 from registry.cli.manual import manual
+from registry.database import ANSWER, PATIENCE
 from registry.errors import RegistryError
+from registry.repository import FETCH_LIMIT
+from registry.repository.mirror import LOOK_LIMIT
 from registry.services import Services
 from registry.settings import (
     IssuerSettings,
@@ -194,6 +200,38 @@ def test_every_header_of_an_answer_is_documented(header: str) -> None:
 
     assert f"`X-Registry-{header}`" in page
     assert f'"X-Registry-{header}"' in source
+
+
+def test_every_limit_on_time_stands_in_one_table() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    (table,) = re.findall(r"^### Every limit on time\n\n(.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    rows = {tuple(cell.strip() for cell in row.split("|")[4:6]) for row in table.splitlines()}
+    configured = (ROOT / "config/nginx.conf").read_text()
+    limits = {
+        (seconds, f"`{name}`" + ("" if indent == "    " else " of the upstream" * (name[0] == "k")))
+        for indent, name, seconds in re.findall(r"^( +)(\w+_timeout) (\d+)s;", configured, re.M)
+    }
+    own = {
+        "HEAD": "`HEAD` in `registry/server.py`",
+        "BODY": "`BODY`",
+        "WRITE": "`WRITE`",
+        "keepalive": "`keepalive`",
+        "timeout": "`timeout`",
+        "graceful_timeout": "`graceful_timeout`",
+    }
+    limits |= {(str(getattr(server, name)), cell) for name, cell in own.items()}
+    limits |= {
+        (f"{GIT_WAIT:g}", "`GIT_WAIT` in `registry/catalog.py`"),
+        (f"{LOOK_LIMIT:g}", "`LOOK_LIMIT` in `registry/repository/mirror.py`"),
+        (f"{FETCH_LIMIT:g}", "`FETCH_LIMIT` in `registry/repository/__init__.py`"),
+        (str(PATIENCE), "`PATIENCE` in `registry/database.py`"),
+        (str(ANSWER), "`ANSWER`"),
+        (f"{WAIT:g}", "`WAIT` in `registry/audit.py`"),
+        (str(server.graceful_timeout - server.LAST), "`graceful_timeout` less `LAST`"),
+    }
+
+    assert len(limits) == 22
+    assert limits <= rows
 
 
 def test_every_status_of_an_error_is_documented() -> None:

@@ -19,6 +19,7 @@ from servers import registry as server
 from servers.dvc import Clients
 from servers.process import ROOT
 from service import ENDPOINT, S3_KEYS, Registry, Store, WebServer, artifacts, output, remote
+from smuggling import HIDDEN, SMUGGLING, line
 
 from fuzz.__main__ import attempt, corpus
 from fuzz.targets import TARGETS
@@ -290,36 +291,6 @@ def test_s9_s16_what_fuzzing_found_and_began_with_is_taken_in_time(target) -> No
     assert inputs
     for data in inputs:
         attempt(TARGETS[target][0], data)
-
-
-def line(name: str) -> bytes:
-    return f"GET {name} HTTP/1.1\r\nHost: x\r\n".encode()
-
-
-HIDDEN = line("/hidden") + b"\r\n"
-# S20: requests in which two readers could find different ends.
-SMUGGLING = {
-    "length and chunks": b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunks and length": b"Transfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\n",
-    "two lengths": b"Content-Length: 0\r\nContent-Length: 44\r\n\r\n",
-    "a list of lengths": b"Content-Length: 0, 44\r\n\r\n",
-    "a signed length": b"Content-Length: +0\r\n\r\n",
-    "a negative length": b"Content-Length: -1\r\n\r\n",
-    "a length in other digits": "Content-Length: \u0660\r\n\r\n".encode(),
-    "a hexadecimal length": b"Content-Length: 0x0\r\n\r\n",
-    "a space before the colon": b"Content-Length : 0\r\n\r\n",
-    "an unknown coding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "chunked twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked not last": b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-    "a vertical tab": b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-    "a folded line": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-    "a bare line feed": b"X: y\nContent-Length: 0\n\n",
-    "a bare return": b"X: y\rContent-Length: 0\r\n\r\n",
-    "a null byte": b"X: \0\r\n\r\n",
-    "a name with a space": b"Content Length: 0\r\n\r\n",
-    "no name": b": 0\r\n\r\n",
-    "no colon": b"Content-Length\r\n\r\n",
-}
 
 
 @pytest.mark.servers

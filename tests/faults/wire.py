@@ -12,11 +12,17 @@ _DATA_SEGMENTS = 152  # tcpi_data_segs_in, in struct tcp_info of linux/tcp.h
 class Connection:
     """One connection to the server of a URL. Use it in a `with` block."""
 
-    def __init__(self, url: str, *, timeout: float = 10, receive: int | None = None) -> None:
-        """`receive` is how many bytes the kernel may keep for us, by default many."""
+    def __init__(
+        self, url: str, *, timeout: float = 10, receive: int | None = None, source: str = ""
+    ) -> None:
+        """`receive` is how many bytes the kernel may keep for us, by default many; `source` is the
+        address of this machine that the connection comes from, by default any.
+        """
         place = urlsplit(url)
         self.socket = socket.socket()
         self.socket.settimeout(timeout)
+        if source:
+            self.socket.bind((source, 0))
         if receive:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
         try:
@@ -60,6 +66,11 @@ class Connection:
                 self._more()
         rest, self._received = self._received, b""
         return rest
+
+    def stop(self) -> None:
+        """Says that no more will be sent."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
     def is_closed(self) -> bool:
         """Whether the server has closed the connection, as far as can be seen now."""

@@ -1,18 +1,24 @@
-"""nginx as a store: open to all, behind a password, or behind links that are signed for it."""
+"""nginx as a store: open to all, behind a password, or behind links that are signed for it.
+
+And nginx before the registry, with the configuration that is shipped.
+"""
 
 import base64
 import os
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from hashlib import sha1
 from pathlib import Path
 
 import pytest
 import urllib3
 
-from servers.process import HOST, executable, free_ports, running
+from servers import certificate
+from servers.process import HOST, ROOT, executable, free_ports, running
 
 _MODULES = ("http_secure_link_module", "http_dav_module")
 
@@ -108,3 +114,78 @@ def start(directory: Path) -> Iterator[Nginx]:
     command = [program, "-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"]
     with running(command, server.probe, log=directory / "nginx.log"):
         yield server
+
+
+_SHIPPED = ROOT / "config/nginx.conf"
+_PLACES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+@dataclass(frozen=True)
+class Front:
+    """nginx before the registry: `url` is where clients find it, `tls_url` where they find it over
+    TLS and trust `certificate`, and `files` what it sends for X-Accel-Redirect. `log` is all that
+    it says, and `access_log` what it was asked.
+    """
+
+    url: str
+    tls_url: str
+    certificate: Path
+    files: Path
+    log: Path
+    access_log: Path
+    _ports: tuple[int, int] = field(repr=False)
+
+    @classmethod
+    def below(cls, directory: Path) -> "Front":
+        """One that is still to be started, so that the hosts can be told its URL."""
+        port, tls_port = free_ports(2)
+        for name in ("logs", "files"):
+            (directory / name).mkdir()
+        now = datetime.now(timezone.utc)
+        return cls(
+            f"http://{HOST}:{port}",
+            f"https://localhost:{tls_port}",
+            certificate.write(directory, now)[0],
+            directory / "files",
+            directory / "nginx.log",
+            directory / "logs/registry.log",
+            (port, tls_port),
+        )
+
+    @contextmanager
+    def running(self, hosts: Sequence[str]) -> Iterator[None]:
+        """Runs it before the hosts, `address:port` each, until the end of the block."""
+        directory = self.log.parent
+        (directory / "nginx.conf").write_text(self._configuration(hosts))
+        program = executable("nginx")
+        command = [program, "-p", f"{directory}/", "-c", "nginx.conf", "-e", "stderr"]
+
+        def ready() -> None:
+            urllib3.request("GET", f"{self.url}/metrics", retries=False)
+
+        with running([*command, "-g", "daemon off;"], ready, log=self.log):
+            yield
+
+    def _configuration(self, hosts: Sequence[str]) -> str:
+        """The file that is shipped, with other addresses and paths and nothing else changed."""
+        directory, (port, tls_port) = self.log.parent, self._ports
+        text = _SHIPPED.read_text()
+        temporary = "".join(f"    {name}_temp_path {directory}/{name};\n" for name in _PLACES)
+        servers = [f"server {host} max_fails=1 fail_timeout=1s;" for host in hosts]
+        for pattern, new in (
+            (r"^user www-data;$", "user root root;" if os.geteuid() == 0 else ""),
+            (r"^pid .*;$", f"pid {directory}/nginx.pid;"),
+            (r"^error_log /var/log/nginx/error.log error;$", "error_log stderr error;"),
+            (r"/var/log/nginx/registry\.log", str(self.access_log)),
+            (r"^http \{\n", f"http {{\n{temporary}"),
+            (r"server 192\.0\.2\.11:8080 max_fails=1 fail_timeout=1s;", servers[0]),
+            (r"server 192\.0\.2\.12:8080 max_fails=1 fail_timeout=1s;", servers[1]),
+            (r"alias /srv/dvc-store/;", f"alias {self.files}/;"),
+            (r"listen 80;", f"listen {HOST}:{port};"),
+            (r"# tls listen 443 ssl;", f"listen {HOST}:{tls_port} ssl;"),
+            (r"/etc/ssl/certs/registry\.pem", str(self.certificate)),
+            (r"/etc/ssl/private/registry\.key", str(self.certificate.with_name("key.pem"))),
+        ):
+            text, changed = re.subn(pattern, lambda _, new=new: new, text, flags=re.MULTILINE)
+            assert changed == 1, f"config/nginx.conf has {changed} times {pattern}"
+        return text.replace("# tls ", "")

@@ -49,12 +49,14 @@ def start(
     workers: int = 2,
     prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
+    port: int | None = None,
     **settings: object,
 ) -> Iterator[Service]:
     """Starts `registry serve` with these parts of the configuration, and whatever else `settings`
-    say. `prefix` goes before the command, such as `prlimit --nofile=64`.
+    say. `prefix` goes before the command, such as `prlimit --nofile=64`; `port` is a free one
+    unless it is given.
     """
-    (port,) = free_ports(1)
+    port = port or free_ports(1)[0]
     url = f"http://{HOST}:{port}"
     service = Service(url, directory / "registry.yaml", directory / "registry.log")
     document = {
