@@ -140,6 +140,7 @@ ALLOWED = {
         "registry.metrics",
         "registry.services",
         "registry.settings",
+        "registry.web",
     },
     "registry.settings": {"registry.domain", "registry.errors"},
     "registry.contents": {
