@@ -180,7 +180,7 @@ def id_token(data: bytes) -> None:
     header = b64encode(json.dumps({"alg": "ES256", "kid": "k"}).encode(), b"-_").decode()
     for token in (text, f"{header}.{b64encode(data, b'-_').decode()}.{'A' * 86}".replace("=", "")):
         try:
-            _FEDERATION.grant(token)
+            _FEDERATION.admit(token)
         except RegistryError:
             continue
         raise AssertionError("a token that nobody signed is good for something")
@@ -188,12 +188,12 @@ def id_token(data: bytes) -> None:
 
 def claims(data: bytes) -> None:
     """The claims of a token that the issuer did sign: they fit the rule whole, or not at all."""
-    grant = _FEDERATION.grant(PyJWS().encode(data, _SIGNER, "ES256", {"kid": "k"}))
+    admission = _FEDERATION.admit(PyJWS().encode(data, _SIGNER, "ES256", {"kid": "k"}))
     found = json.loads(data)
-    assert found["iss"] == grant.issuer
-    assert grant.name.isprintable()
-    assert len(grant.name) <= 255
-    assert grant.ends <= _NOW.timestamp() + LONGEST_LIFE
+    assert found["iss"] == admission.issuer
+    assert admission.name.isprintable()
+    assert len(admission.name) <= 255
+    assert admission.ends <= _NOW.timestamp() + LONGEST_LIFE
 
 
 def keys(data: bytes) -> None:

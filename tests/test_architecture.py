@@ -349,6 +349,7 @@ def test_the_pure_modules_do_no_io(name: str) -> None:
 CORE = (
     "domain",
     "errors",
+    "federation",
     "gto",
     "repository",
     "contents",

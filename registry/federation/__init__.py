@@ -4,7 +4,7 @@
       Issuer     who signs ID tokens: its URL, the audience, the algorithms, its rules
         Rule     claims that a job must have -> repositories, scopes, lifetime
         KeySource  the issuer's public keys (keys.py)
-    Grant        what one ID token is good for: one exchange, for one token of ours
+    Admission    what one ID token is good for: one exchange, for one token of ours
 
 PyJWT reads the token and checks its signature; it is loaded with the first token there is to check.
 The claims are checked here, against the clock of this service. Nothing that a token says is
@@ -77,7 +77,7 @@ class Issuer:
 
 
 @dataclass(frozen=True)
-class Grant:
+class Admission:
     """What an ID token that holds is good for.
 
     `proof` is the digest by which the token is remembered until `ends` (Unix seconds); None where
@@ -105,7 +105,7 @@ class Federation:
         self._issuers = {issuer.url: issuer for issuer in issuers}
         self._clock = clock
 
-    def grant(self, text: str, scopes: Collection[str] = ()) -> Grant:
+    def admit(self, text: str, scopes: Collection[str] = ()) -> Admission:
         """What the ID token `text` is good for: `scopes`, or all that its rule gives.
 
         May wait for the issuer's keys, `keys.PATIENCE` seconds at most. Raises ExchangeRefused,
@@ -130,7 +130,7 @@ class Federation:
         for scope in scopes:
             if scope not in rule.scopes:
                 raise InvalidRequest("scope", f"{scope} is not given to this job")
-        return Grant(
+        return Admission(
             issuer.url,
             subject,
             rule.repositories,

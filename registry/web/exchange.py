@@ -30,7 +30,7 @@ from registry.errors import (
     TooManyRequests,
     Unavailable,
 )
-from registry.federation import Grant
+from registry.federation import Admission
 from registry.services import Services
 from registry.web.auth import public
 from registry.web.errors import answer
@@ -61,8 +61,8 @@ def blueprint(services: Services) -> Blueprint:
             raise TooManyRequests(quota.limit, quota.wait)
         request_id = trace().request_id
         try:
-            grant = services.federation.grant(*_asked())
-            token, text = _issue(services, grant)
+            admission = services.federation.admit(*_asked())
+            token, text = _issue(services, admission)
         except RegistryError as error:
             subject, reason = "", type(error).__name__
             if isinstance(error, ExchangeRefused):
@@ -75,13 +75,13 @@ def blueprint(services: Services) -> Blueprint:
             Exchange(
                 request_id,
                 address,
-                grant.name,
+                admission.name,
                 "granted",
                 token=token.id,
-                repository=" ".join(grant.repositories),
+                repository=" ".join(admission.repositories),
             )
         )
-        return _issued(grant, text)
+        return _issued(admission, text)
 
     return routes
 
@@ -110,21 +110,21 @@ def _asked() -> tuple[str, list[str]]:
     return form["subject_token"], form.get("scope", "").split()
 
 
-def _issue(services: Services, grant: Grant) -> tuple[Token, str]:
-    expires = datetime.fromtimestamp(services.clock() + grant.lifetime, timezone.utc)
-    scopes, repositories = list(grant.scopes), list(grant.repositories)
+def _issue(services: Services, admission: Admission) -> tuple[Token, str]:
+    expires = datetime.fromtimestamp(services.clock() + admission.lifetime, timezone.utc)
+    scopes, repositories = list(admission.scopes), list(admission.repositories)
     return services.access.exchange(
-        grant.proof, grant.ends, grant.name, scopes, repositories, expires
+        admission.proof, admission.ends, admission.name, scopes, repositories, expires
     )
 
 
-def _issued(grant: Grant, text: str) -> Response:
+def _issued(admission: Admission, text: str) -> Response:
     body = {
         "access_token": text,
         "issued_token_type": f"{TOKEN_TYPES}access_token",
         "token_type": "Bearer",
-        "expires_in": grant.lifetime,
-        "scope": " ".join(grant.scopes),
+        "expires_in": admission.lifetime,
+        "scope": " ".join(admission.scopes),
     }
     response = Response(json.dumps(body, separators=(",", ":")), mimetype="application/json")
     response.headers["Cache-Control"] = "no-store"

@@ -1,5 +1,7 @@
 """Registries over small repositories of one commit."""
 
+import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import pytest
 from gitrepo import GitRepository
 from service import S3_KEYS, Registry, Store
+
+from registry import logs
 
 Serve = Callable[..., Registry]
 
@@ -45,3 +49,17 @@ def publish(tmp_path: Path, serve: Serve) -> Serve:
         return serve({"team/models": origin}, **more)
 
     return start
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the service writes to its log."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonFormatter())
+    logger = logging.getLogger("registry")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield stream
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)

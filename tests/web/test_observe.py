@@ -2,11 +2,8 @@
 
 import io
 import json
-import logging
-import logging.config
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -25,20 +22,6 @@ FILES = {
 @pytest.fixture
 def registry(publish) -> Registry:
     return publish(FILES)
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What the service writes to its log."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logs.JsonFormatter())
-    logger = logging.getLogger("registry")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield stream
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
 
 
 def lines(log: io.StringIO) -> list[dict[str, object]]:
