@@ -166,17 +166,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         names = {name for name, _ in request.headers}
         has_body = "CONTENT-LENGTH" in names or "TRANSFER-ENCODING" in names
         self._busy[connection] = time.monotonic() + BODY if has_body else float("inf")
-        # gunicorn sends the head of an answer and then the body: together they are one segment,
-        # if they fit, and one look for whoever waits. What is longer leaves in full segments.
-        corked = "EXPECT" not in names and _cork(connection.sock, True)
+        socket_, connection.sock = connection.sock, _Together(connection.sock)
         try:
-            return super().handle_request(request, connection)
+            answered = super().handle_request(request, connection)
+            connection.sock.flush()
+            return answered
         except BlockingIOError as error:  # SO_SNDTIMEO
             problem = "the client does not read on"
             raise ConnectionResetError(errno.ECONNRESET, problem) from error
         finally:
-            if corked:
-                _cork(connection.sock, False)
+            connection.sock = socket_
 
     def finish_request(self, connection: Any, done: "Future[Any]") -> None:
         """Keeps the connection or closes it, in the loop; but lingers only in a thread."""
@@ -188,18 +187,44 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.tpool.submit(_linger, connection.sock)
 
 
+class _Together:
+    """A socket that sends the head of an answer together with the beginning of its body.
+
+    gunicorn sends one and then the other. Together they are one segment, if they fit, and one look
+    for whoever waits. (TCP_CORK would do the same, but sends while it holds the interpreter.)
+    """
+
+    def __init__(self, connected: Any) -> None:
+        self._socket = connected
+        self._head: bytes | None = None
+
+    def sendall(self, data: bytes) -> None:
+        """Keeps the head, which comes first and in one piece; sends everything after it."""
+        if self._head is None:
+            self._head = data
+            return
+        if self._head:
+            self._head, data = b"", self._head + data
+        self._socket.sendall(data)
+
+    def flush(self) -> None:
+        """Sends the head of an answer without a body."""
+        if self._head:
+            self.sendall(b"")
+
+    def sendfile(self, *arguments: Any, **options: Any) -> Any:
+        """Sends a file, whose bytes nobody here sees."""
+        self.flush()
+        return self._socket.sendfile(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
 def _defer(listeners: list[Any], seconds: int) -> None:
     for listener in listeners:
         with suppress(OSError, AttributeError):  # a Unix socket, or not Linux
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
-
-
-def _cork(connection: Any, on: bool) -> bool:
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
-    except (OSError, AttributeError):  # closed, a Unix socket, or not Linux
-        return False
-    return True
 
 
 def _closed(connection: Any) -> bool:
