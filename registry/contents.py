@@ -63,6 +63,12 @@ LARGEST_MANIFEST = 256 << 20
 """Bytes of the largest `.dir` object that is read: about three million files."""
 LARGEST_CACHE = 128 << 20
 """Bytes of manifests that a process remembers: more than a million files take."""
+MOST_TRACKED = 10_000
+"""Files of a directory that Git itself tracks."""
+MOST_HASHED = 64 << 20
+"""Bytes of such files that are hashed for one artifact; of more the MD5s are not known."""
+_LARGEST_POINTER = 1024
+_LFS = b"version https://git-lfs.github.com/spec/"
 LONGEST_IMPORT = 5
 """How many repositories a chain of `dvc import` may lead through."""
 
@@ -209,6 +215,9 @@ class Contents:
             kind = place.repository.kind(place.revision, path)
             if kind is None:
                 raise PathNotFound(path, place.revision, "neither DVC nor Git tracks it there")
+            if place.repository.shares_files:
+                yield self._from_git(place, path)
+                return
             raise NotInStorage(path, f"it is a {kind} tracked by Git, not by DVC: `dvc add` it")
         for output in outputs:
             wanted = path if path.within(output.path) else output.path
@@ -301,6 +310,32 @@ class Contents:
             _write(file, data)
             return files
 
+    def _from_git(self, place: _Place, path: RelPath) -> Group:
+        """What Git itself tracks. DVC knows no MD5 of it, so that it is computed here, unless there
+        is too much of it to be read for one answer.
+        """
+        repository = place.repository
+        blobs = repository.tracked(place.revision, path)
+        if not blobs:
+            raise NotInStorage(path, "it is a link or a submodule, whose bytes Git does not have")
+        if len(blobs) > MOST_TRACKED:
+            problem = f"Git tracks more than {MOST_TRACKED} files there: `dvc add` it"
+            raise NotInStorage(path, problem)
+        sizes = {oid: repository.size(oid) or 0 for oid in set(blobs.values())}
+        largest = MOST_HASHED if sum(sizes.values()) <= MOST_HASHED else _LARGEST_POINTER
+        known = {
+            oid: _blob_md5(repository, oid, size, path)
+            for oid, size in sizes.items()
+            if size <= largest
+        }
+        return Group(
+            repository.name,
+            git_storage(repository.name),
+            tuple(
+                Entry(file, oid, known.get(oid), sizes[oid]) for file, oid in sorted(blobs.items())
+            ),
+        )
+
     def _imported(self, place: _Place, output: Output, wanted: RelPath) -> Iterator[Group]:
         """`dvc import` copies nothing: the objects lie in the remote of the source repository."""
         source = output.repo_import
@@ -358,6 +393,22 @@ def _bytes(repository: Repository, blob: str, file: RelPath) -> bytes:
         return repository.blob(blob, LARGEST_FILE)
     except InvalidMetadata as error:
         raise InvalidMetadata(file, error.problem) from None
+
+
+def git_storage(repository: str) -> StorageUrl:
+    """Where the blobs of a repository are, as a location. No configuration can spell it."""
+    return StorageUrl("git", repository.replace("/", "~"), "")
+
+
+def _blob_md5(repository: Repository, oid: str, size: int, path: RelPath) -> str:
+    """The MD5 of a blob. Raises NotInStorage for a pointer of Git LFS: the bytes are elsewhere."""
+    hashed, first = md5(usedforsecurity=False), b""
+    for part in repository.stream(oid, 0, size):
+        first = first or part[: len(_LFS)]
+        hashed.update(part)
+    if first == _LFS:
+        raise NotInStorage(path, "Git LFS tracks it, and its bytes are on another server")
+    return hashed.hexdigest()
 
 
 def _moved(entries: Collection[Entry], origin: RelPath, path: RelPath) -> Collection[Entry]:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from registry.access import SCOPES, Access
 from registry.audit import AuditLog, Change
 from registry.catalog import Catalog, Mirrored, Repositories
-from registry.contents import Contents
+from registry.contents import Contents, git_storage
 from registry.domain import StorageUrl
 from registry.errors import SettingsError
 from registry.federation import Federation, Issuer, Rule
@@ -44,6 +44,7 @@ from registry.storage.azure import AzureSigner
 from registry.storage.gateway import GatewayLinks
 from registry.storage.http import HttpSigner
 from registry.storage.local import LocalSigner
+from registry.storage.opened import Opened, OpenedSigner
 from registry.storage.s3 import Credentials, S3Signer, chain_credentials, static_credentials
 from registry.storage.stores import Stores
 
@@ -112,7 +113,6 @@ class Services:
             for index, item in enumerate(settings.storage)
         )
         _refuse_twins(settings.storage)
-        grants = Grants(locations)
         audit = AuditLog(
             settings.database, settings.secret_keys, settings.audit, clock, metrics.audited
         )
@@ -123,6 +123,12 @@ class Services:
             )
             for index, item in enumerate(settings.repositories)
         )
+        shared = tuple(
+            _shared(mirrored.repository, gateway)
+            for mirrored in repositories
+            if mirrored.repository.shares_files
+        )
+        grants = Grants((*locations, *shared))
         stores = Stores((it.signer.store for it in locations if it.signer.store), clock)
         reader = Reader(stores=stores)
         issued = Issued(settings.database, clock)
@@ -239,6 +245,7 @@ def _mirrored(
             ssh_key=item.ssh_key,
             ssh_known_hosts=item.ssh_known_hosts,
             lanes=lanes,
+            shares_files=item.git_files == "gateway",
             frozen=item.tag_policy == "frozen",
             notices=notices,
             max_stale=item.max_stale,
@@ -249,6 +256,20 @@ def _mirrored(
     except ValueError as error:
         raise SettingsError(f"{key}.url", str(error)) from None
     return Mirrored(repository, item.refresh, (item.url, *item.aliases))
+
+
+def _shared(repository: Repository, gateway: GatewayLinks) -> Location:
+    """The blobs of a repository, as a location that is granted to it alone."""
+
+    def opened(oid: str) -> Opened | None:
+        size = repository.size(oid)
+        if size is None:
+            return None
+        return Opened(size, lambda first, length: repository.stream(oid, first, length))
+
+    url = git_storage(repository.name)
+    signer = OpenedSigner(url.scheme, url.authority, opened, gateway)
+    return Location(url, (repository.name,), signer)
 
 
 def _issuer(item: IssuerSettings, key: str, public_url: str, clock: Callable[[], float]) -> Issuer:

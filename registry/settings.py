@@ -143,6 +143,7 @@ class RepositorySettings(_Section):
     refresh: Annotated[int, Field(ge=0)] = 30
     max_stale: Annotated[int, Field(ge=0)] = 86_400
     tag_policy: Literal["frozen", "follow"] = "frozen"
+    git_files: Literal["refused", "gateway"] = "refused"
     webhook_secret: Annotated[SecretStr, Field(min_length=8)] | None = None
     username: str = "git"
     password: Secret | None = None

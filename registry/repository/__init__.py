@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from mmap import mmap
 from pathlib import Path
@@ -108,6 +108,7 @@ class Repository:
     whoever runs this instead. Fetches run in `lanes`, and take `fetch_limit` seconds at most.
     With `frozen`, a version tag means the commit that was first seen under its name. `notices` is
     memory that the workers of one server share: see Mirror.
+    `shares_files`: what Git itself tracks may be handed out, for whoever grants it.
     `max_stale` is the age in seconds beyond which nothing is told of an origin. `clock` gives Unix
     time. `timed` is told how each look at the origin ended, "ok" or "failed", and the seconds it
     took; `noticed` is told once of each change of a frozen tag, by the process that saw it first.
@@ -126,6 +127,7 @@ class Repository:
         ssh_known_hosts: Path | None = None,
         personal: bool = False,
         lanes: Lanes,
+        shares_files: bool = False,
         frozen: bool = True,
         notices: mmap | None = None,
         max_stale: float = MAX_STALE,
@@ -139,6 +141,7 @@ class Repository:
             origin = origin.with_password(username or "git", password)
         origin = origin.as_myself() if personal else origin.with_ssh(ssh_key, ssh_known_hosts)
         self.name = name
+        self.shares_files = shares_files
         self._mirror: Mirror | InPlace
         if mirror is None:
             self._mirror = InPlace(Path(origin.url), clock)
@@ -285,6 +288,38 @@ class Repository:
             text if text and text.target == deed.revision else None
             for deed, text in zip(deeds, found, strict=True)
         ]
+
+    def tracked(self, revision: Revision, path: RelPath) -> Mapping[RelPath, str]:
+        """The regular files that Git itself tracks at the path, or below it: path -> id of the
+        blob. Links and submodules are left out. Raises as `files` does, and UnsafePath.
+        """
+        listed = self._tree(path, revision, "-r")
+        return {RelPath.parse(text): oid for mode, _, oid, text in listed if mode[:3] == "100"}
+
+    def size(self, oid: str) -> int | None:
+        """The bytes of a blob; None when it is not there. Raises OriginUnavailable."""
+        parse_revision(oid)
+        found = self._object(lambda: self._objects.size(oid))
+        return found[1] if found else None
+
+    def stream(self, oid: str, first: int, length: int) -> Iterator[bytes]:
+        """Bytes of a blob, however many, in parts. Raises OriginUnavailable, also in between."""
+        parse_revision(oid)
+        parts = self._mirror.commands.stream("cat-file", "blob", oid, limit=READ_LIMIT)
+        with closing(parts):
+            while length:
+                try:
+                    part = next(parts, b"")
+                except GitFailed as error:
+                    raise self._unreadable(error) from None
+                if not part:
+                    raise self._unreadable(GitFailed(f"object {oid[:10]} is incomplete"))
+                skipped = min(first, len(part))
+                first -= skipped
+                wanted = part[skipped : skipped + length]
+                length -= len(wanted)
+                if wanted:
+                    yield wanted
 
     def status(self) -> Status:
         """The state of the origin, as far as it is known. Reads one small file."""

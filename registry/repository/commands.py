@@ -8,10 +8,11 @@ nothing that the origin holds is run.
 
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
@@ -171,6 +172,28 @@ class Commands:
     def start(self, *command: str, piped: bool = False) -> Git.AutoInterrupt:
         """Starts a command that needs no network. Raises GitFailed."""
         return self._start(command, {}, {}, piped=piped)
+
+    def stream(self, *command: str, limit: float) -> Generator[bytes, None, None]:
+        """What a command says that needs no network, in parts. Raises GitFailed, also when it says
+        nothing for `limit` seconds; it ends when this is closed.
+        """
+        child = self.start(*command)  # which kills its process when it is forgotten
+        process = process_of(child)
+        self._running.add(process)
+        try:
+            assert process.stdout
+            poll = select.poll()
+            poll.register(process.stdout.fileno(), select.POLLIN)
+            while True:
+                if not poll.poll(limit * 1000):
+                    raise GitSilent(f"no answer within {limit:g} s")
+                part = os.read(process.stdout.fileno(), 1 << 18)
+                if not part:
+                    return
+                yield part
+        finally:
+            self._running.discard(process)
+            kill(process)
 
     def ask_origin(
         self, *command: str, refspecs: Iterable[str] = (), limit: float, lock: int | None = None

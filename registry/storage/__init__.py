@@ -1,7 +1,7 @@
 """Where objects lie, who may read them there, and how: the one interface over every kind of store.
 
     Grants      which repository may use which location, with which signer
-      Signer    s3 · azure · http · local: makes links for clients, and origins for the service
+      Signer    s3 · azure · http · local · opened: makes links for clients, and origins for us
         Links   one snapshot of credentials; signs every link of one answer
         Origin  how the service itself reads one object
     Reader      reads an origin: a manifest whole, or any object as a stream
@@ -73,6 +73,7 @@ class Links:
 class Origin:
     """How the service itself reads an object: an http(s) URL, or `file:///path` below `root`.
 
+    With `start` it is neither: that opens it, given a range and a method as for Reader.stream.
     The path of a file is literal, not percent-encoded. Headers and the query of the URL may hold
     credentials, so that neither shows in `repr`.
     """
@@ -80,6 +81,7 @@ class Origin:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    start: "Callable[[str | None, str], Stream | None] | None" = None
 
     @property
     def place(self) -> str:
@@ -464,6 +466,8 @@ class Reader:
     def _open(
         self, origin: Origin, byte_range: str | None, method: str, timeout: urllib3.Timeout
     ) -> Stream | None:
+        if origin.start is not None:
+            return origin.start(byte_range, method)
         if origin.root is not None:
             return _stream_file(origin, origin.root, byte_range, method)
         # Compressed on the way, the bytes would no longer be those that the digest was made of.
@@ -546,7 +550,7 @@ def _stream_file(origin: Origin, root: Path, byte_range: str | None, method: str
     if file is None:
         return None
     status = os.fstat(file.fileno())
-    first, length = _span(byte_range, status.st_size)
+    first, length = span(byte_range, status.st_size)
     headers = {
         "Content-Length": str(length),
         "Content-Type": "application/octet-stream",
@@ -582,7 +586,7 @@ def _open_file(origin: Origin, root: Path) -> BinaryIO | None:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _span(byte_range: str | None, size: int) -> tuple[int | None, int]:
+def span(byte_range: str | None, size: int) -> tuple[int | None, int]:
     """First byte and length of a single range; None for one that cannot be satisfied.
 
     What is malformed, or asks for several ranges, counts as no range at all (RFC 9110, 14.2).
