@@ -34,6 +34,8 @@ from registry.repository.origin import Origin
 from registry.storage import Origin as Source
 from registry.storage import Reader
 from registry.storage.gateway import GatewayLinks
+from registry.tracking.query import Comparison
+from registry.web.mlflow import filters, wire
 
 Target = Callable[[bytes], object]
 
@@ -203,6 +205,51 @@ def keys(data: bytes) -> None:
         assert "d" not in key
 
 
+def message(data: bytes) -> None:
+    """A body of MLflow's, of either generation, read as each kind of field."""
+    for flavour in (wire.EARLY, wire.CURRENT):
+        with suppress(RegistryError):
+            _fields(wire.Message.of_body(data, flavour))
+
+
+def _fields(read: wire.Message) -> None:
+    for field in ("a", "run_id"):
+        for kind in (read.text, read.needed, read.integer, read.moment, read.number):
+            with suppress(RegistryError):
+                kind(field)
+        with suppress(RegistryError):
+            assert 0 <= read.experiment_id(field) < 2**63
+        with suppress(RegistryError):
+            assert all(isinstance(text, str) for text in read.texts(field))
+        with suppress(RegistryError):
+            for part in read.messages(field):
+                _fields(part)
+
+
+def search_filter(data: bytes) -> None:
+    """A filter of MLflow's: what is read can be written, and read again as the same."""
+    text = data.decode(errors="replace")
+    for language in (filters.SEED, filters.RUNS, filters.EXPERIMENTS, filters.MODELS):
+        with suppress(RegistryError):
+            assert len(filters.parse(text, language)) <= filters.CLAUSES
+        with suppress(RegistryError):
+            filters.parse_orders([text], language)
+    try:
+        found = filters.parse(text, filters.SEED)
+    except RegistryError:
+        return
+    written = " AND ".join(map(_written, found))
+    assert "`" in text or filters.parse(written, filters.SEED) == found, written
+
+
+def _written(comparison: Comparison) -> str:
+    value = comparison.value
+    if isinstance(value, str):
+        value = "'" + value.replace("'", "''") + "'"
+    sign = comparison.operator.upper()
+    return f'{comparison.kind}."{comparison.key.replace(chr(34), chr(34) * 2)}" {sign} {value!s}'
+
+
 def byte_range(data: bytes) -> None:
     """A Range header, over a file that is sure to be there: this one."""
     this = Path(__file__)
@@ -293,6 +340,16 @@ TARGETS: Mapping[str, tuple[Target, tuple[bytes, ...]]] = {
         keys,
         _words('{"keys": [', '{"kid": "k", "kty": "RSA", "use": "sig"}', "]}", '"d": 1', "null",
                "[" * 2000, "9" * 5000, '{"kid": 1}'),
+    ),
+    "message": (
+        message,
+        _words('{"a": ', '"run_id": ', "[", "]", "{", "}", "NaN", "-Infinity", '"1e400"', "1e999",
+               '"\\ud800"', "null", "true", "9" * 19, '"' + "9" * 19 + '"'),
+    ),
+    "filter": (
+        search_filter,
+        _words("metrics.", "params.", "tag.", "attributes.", " AND ", " IN (", " IS NOT NULL",
+               "LIKE ", "`", "'", '"', "''", "!=", ">=", "1e999", "9" * 30, ".5", "run_id"),
     ),
     "range": (byte_range, _words("bytes=", "-", ",", "0-0", "9" * 30, "bytes", " ", "٣")),
 }  # fmt: skip

@@ -179,7 +179,7 @@ class Runs:
         """Notes which datasets and logged models a run uses. Raises RunNotFound or RunDeleted."""
         with self._store.writing() as connection:
             run = self._active(connection, run_id)
-            for item in used:
+            for item in sorted(used, key=lambda it: (it.dataset.name, it.dataset.digest)):
                 self._log_input(connection, run, item)
             self._log_models(connection, run.number, [RunModel(it, "input") for it in used_models])
 
@@ -223,9 +223,10 @@ class Runs:
             known = newest.get(metric.key)
             if known is None or metric.order > known.order:
                 newest[metric.key] = metric
-        rows = [{"run": run.number, **_stored(metric)} for metric in given]
-        self._statements.insert_metrics.write(connection, rows)
         # In the order of keys, so that no two writers block each other for ever.
+        ordered = sorted(given, key=lambda it: (it.key, it.timestamp, it.step))
+        rows = [{"run": run.number, **_stored(metric)} for metric in ordered]
+        self._statements.insert_metrics.write(connection, rows)
         rows = [
             {"run": run.number, "experiment": run.experiment, **_stored(newest[key])}
             for key in sorted(newest)
