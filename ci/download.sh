@@ -125,8 +125,8 @@ if check; then
 else
     ask 'the links' "$work/links" /api/v1/urls --data-urlencode "receipt=$receipt" \
         --header 'Accept: text/x-curl-config'
-    parallel=--parallel
-    curl $parallel --version >/dev/null 2>&1 || parallel='' # curl 7.66
+    parallel='--parallel --no-progress-meter'
+    curl $parallel --version >/dev/null 2>&1 || parallel='' # before curl 7.67
     (cd "$target" && curl $parallel --silent --show-error --connect-timeout 10 --retry 5 \
         --config "$work/links") || fail 'a file cannot be downloaded'
     check || fail "a file is not what it should be: $(sed '/: OK$/d' "$work/checked" | head -n 1)"

@@ -137,6 +137,13 @@ test_image() {
         --output "$workspace/model.pkl" "$url${link#http://registry}"
     md5=$(sed -n 's/^etag: "\([0-9a-f]\{32\}\)".*/\1/Ip' "$workspace/headers")
     expect 'the model arrives whole' "$md5" "$(md5sum <"$workspace/model.pkl" | cut -d ' ' -f 1)"
+    # Links begin with the public URL, which leads to the container.
+    printf 'connect-to = "registry:80:%s"\n' "${url#http://}" >"$workspace/.curlrc"
+    HOME=$workspace REGISTRY_URL=http://registry REGISTRY_TOKEN=$token \
+        REGISTRY_REPOSITORY=demo/models REGISTRY_NAME=tokenizer REGISTRY_OUTPUT=$workspace/job \
+        sh ci/download.sh || fail 'a CI job does not get its model'
+    expect 'a CI job gets a directory' 'merges/en.txt vocab.txt' \
+        "$(cd "$workspace/job/tokenizer" && find . -type f | sort | sed 's,^\./,,' | paste -s -d ' ')"
     expect 'nobody gets in without a token' 401 \
         "$(curl --silent --output /dev/null --write-out '%{http_code}' \
             "$url/api/model-registry/get-download-uris?repo=demo/models&name=text-classifier")"

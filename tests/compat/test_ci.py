@@ -176,6 +176,9 @@ def test_the_action_downloads_a_model_with_the_jobs_id_token(world, tmp_path) ->
     step = use_action(workspace, permitted(world), **model(world, stage="prod", output="in/here"))
 
     assert step.code == 0, step.log
+    said = [line for line in step.log.splitlines() if not line.startswith("::add-mask::")]
+    assert len(said) == 1
+    assert said[0].startswith(f"registry: {NAME} {VERSION} of revision {world.revision} is in")
     assert arrived(workspace / "in/here") == MODEL
     assert step.outputs == {
         "revision": world.revision,
