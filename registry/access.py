@@ -197,7 +197,7 @@ class Access:
             connection.execute(sa.delete(_exchanges).where(over))
 
     def tokens(self) -> list[Token]:
-        """Every token ever issued, oldest first."""
+        """Every token ever issued, oldest first; exchanged ones until KEPT after their end."""
         with translated(), self._engine.connect() as connection:
             rows = connection.execute(sa.select(_tokens).order_by(_tokens.c.created, _tokens.c.id))
             return [_token(dict(row._mapping)) for row in rows]

@@ -84,7 +84,7 @@ def create_token(
 @config_option
 @json_option
 def list_tokens(config: Path, as_json: bool) -> None:
-    """List every token that was ever created. The tokens themselves are not kept."""
+    """List every token there was; those of CI jobs go a week after their end. None is shown."""
     records = access_of(Settings.load(config)).tokens()
     if as_json:
         print_json([_as_dict(record) for record in records])
