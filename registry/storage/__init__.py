@@ -217,23 +217,28 @@ class Renewed(Generic[Credential]):
 
     While a renewal fails the old ones serve, as long as they live LEAST_LIFE more. A renewal runs
     in a thread of its own, since a source that hangs can take minutes to be given up: nobody waits
-    for it while the old ones serve, but for the one who began it and a moment only.
+    for it while the old ones serve, but for the one who began it and a moment only. Without any, a
+    renewal is waited for until somebody did so in vain.
     """
 
     _MOMENT = 0.5
-    _PATIENCE = 3.0
 
     def __init__(
         self,
         obtain: Callable[[datetime], Credential],
         expires: Callable[[Credential], datetime | None],
+        patience: float = 3.0,
     ) -> None:
-        """`obtain(now)` may take seconds, and raises CredentialsUnavailable."""
+        """`obtain(now)` may take long, and raises CredentialsUnavailable; `patience` is how many
+        seconds of that somebody without credentials waits.
+        """
         self._obtain = obtain
         self._expires = expires
         self._lock = Lock()
         self._current: tuple[Credential, datetime] | None = None
+        self._patience = patience
         self._renewal: Event | None = None
+        self._late: Event | None = None
         self._attempted: datetime | None = None
         self._failure: CredentialsUnavailable | None = None
 
@@ -242,7 +247,8 @@ class Renewed(Generic[Credential]):
         begun = self._begin(now)
         if self._usable(now) is None:
             renewal = self._renewal
-            if renewal and not renewal.wait(self._PATIENCE):
+            if renewal and not (renewal is not self._late and renewal.wait(self._patience)):
+                self._late = renewal
                 raise CredentialsUnavailable("the store", "where they come from does not answer")
         elif begun:
             begun.wait(self._MOMENT)

@@ -1,9 +1,11 @@
 """Which repository may use which location, and what holds for the links of every kind of store."""
 
+import time
 from base64 import b64encode
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 
 import pytest
 from hypothesis import given
@@ -284,6 +286,57 @@ def test_a_source_that_gives_too_short_a_life_is_not_asked_for_every_request():
         with pytest.raises(CredentialsUnavailable):
             renewed(NOW)
     assert source.asked == 1
+
+
+class _Hanging(_Source):
+    """The same, but it says nothing before it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.let_go = Event()
+        self.let_go.set()
+
+    def __call__(self, now):
+        assert self.let_go.wait(60)
+        return super().__call__(now)
+
+
+def test_nobody_waits_for_a_source_that_hangs_while_the_old_credentials_serve():
+    source = _Hanging()
+    renewed = Renewed(source, lambda found: found[1], patience=60)
+    renewed(NOW)
+    source.let_go.clear()
+
+    assert [renewed(minutes(at))[0] for at in (31, 40, 55)] == [1, 1, 1]
+    source.let_go.set()
+
+
+def test_a_source_that_hangs_without_old_credentials_is_used_when_it_answers():
+    source = _Hanging()
+    source.let_go.clear()
+    renewed = Renewed(source, lambda found: found[1], patience=0.01)
+
+    for _ in range(3):
+        with pytest.raises(CredentialsUnavailable, match="does not answer"):
+            renewed(NOW)
+    source.let_go.set()
+    found, deadline = None, time.monotonic() + 60
+    while found is None and time.monotonic() < deadline:
+        with suppress(CredentialsUnavailable):
+            found = renewed(NOW)
+
+    assert found == (1, NOW + timedelta(hours=1))
+    assert source.asked == 1
+
+
+def test_a_source_with_a_mistake_is_unavailable_and_its_mistake_is_logged(caplog):
+    def mistaken(now):
+        raise RuntimeError("not what anybody expected")
+
+    with pytest.raises(CredentialsUnavailable, match="RuntimeError"):
+        Renewed(mistaken, lambda found: None)(NOW)
+
+    assert "not what anybody expected" in caplog.text
 
 
 def test_many_threads_ask_the_source_once():
