@@ -15,7 +15,13 @@ from itertools import islice
 
 from registry.access import SCOPES
 from registry.domain import Entry, Group, Principal, RelPath, Selector, StorageUrl
-from registry.errors import DatabaseUnavailable, IssuerUnavailable, RegistryError
+from registry.errors import (
+    DatabaseUnavailable,
+    IssuerUnavailable,
+    ObjectCorrupt,
+    ObjectMissing,
+    RegistryError,
+)
 from registry.services import Services
 from registry.storage import Location, Origin
 from registry.storage.stores import WARNED
@@ -23,7 +29,7 @@ from registry.storage.stores import WARNED
 _OPERATOR = Principal("check", "registry check", frozenset(SCOPES), ("*",))
 _PATIENCE = 600.0
 _SAMPLES = 20
-_LIFETIME = 60
+_LIFETIME = 600  # more than the clocks may differ by
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ def run(services: Services) -> Iterator[Finding]:
             try:
                 found = services.catalog.resolve(_OPERATOR, repository.name, Selector(artifact))
                 groups += services.catalog.manifest(_OPERATOR, found).groups
+            except (ObjectMissing, ObjectCorrupt) as error:
+                name = f"{repository.name} {artifact}"
+                yield Finding(False, "artifact", name, error.detail)
             except RegistryError:
                 continue  # an artifact that cannot be served says nothing about a location
     for location in services.locations:

@@ -1,7 +1,10 @@
 """A clock that is wrong: links that a store would refuse, or take for too long, are not made."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,6 +28,23 @@ def ask(watched: Observer) -> Answer:
 def ready(watched: Observer) -> dict[str, dict[str, object]]:
     state: dict[str, dict[str, object]] = json.loads(watched.get("/readyz").body)
     return state
+
+
+def check(watched: Observer, clock: Clock) -> tuple[bool, int]:
+    """Whether `registry check`, with the same clock, has nothing against the location, and by how
+    much it says that the clocks differ, to ten seconds.
+    """
+    command = [sys.executable, "-m", "registry", "check", "--json"]
+    done = subprocess.run(
+        [*command, "--config", str(watched.service.config)],
+        env={**os.environ, **clock.environ},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    (row,) = [row for row in json.loads(done.stdout) if row["kind"] == "storage"]
+    told = re.search(r"differ by (\d+) s", row["result"])
+    assert told, row["result"]
+    return row["ok"], round(int(told[1]), -1)
 
 
 def ahead(watched: Observer) -> float | None:
@@ -80,6 +100,7 @@ def test_no_link_is_signed_by_a_clock_that_differs_from_the_stores(
         assert state["status"] == "ready"
         assert "that of a store" in str(state["warnings"]["clock"])
         assert round(ahead(watched) or 0, -1) == seconds
+        assert check(watched, clock) == (True, abs(seconds))
         assert ask(watched).status == 200
 
     for seconds in (400, -400):
@@ -91,6 +112,7 @@ def test_no_link_is_signed_by_a_clock_that_differs_from_the_stores(
         unready = watched.get("/readyz")
         assert unready.status == 503
         assert "every store" in json.loads(unready.body)["checks"]["clock"]
+        assert check(watched, clock) == (False, abs(seconds))
         (location,) = ready(watched)["locations"].values()
         assert "its clock and ours differ" in location["problem"]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 from gitrepo import GitRepository
@@ -211,6 +212,11 @@ def test_without_a_database_tokens_hold_for_half_a_minute_and_then_none_does(
             )
             unready = watched.get("/readyz")
             assert (unready.status, checks(watched)["database"]) == (503, "does not answer")
+            with pytest.raises(CalledProcessError) as failed:
+                watched.service.command("check", "--json")
+            rows = {row["kind"]: row["ok"] for row in json.loads(failed.value.stdout)}
+            assert rows["database"] is False
+            assert rows["repository"] is True
         finally:
             cluster.recover()
         assert watched.ask(NAME).status == 200

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from subprocess import CalledProcessError
 from urllib.parse import urlsplit
 
 import pytest
@@ -192,6 +193,11 @@ def test_an_object_that_was_never_pushed_is_named_until_it_is(shop) -> None:
     assert (status, body["code"]) == (424, "object_missing")
     assert f"{digest(listing('9'))}.dir" in str(body["detail"])
     assert sorted(directory.rglob("*")) == kept
+    with pytest.raises(CalledProcessError) as failed:
+        shop.watched.service.command("check", "--json")
+    (row,) = [row for row in json.loads(failed.value.stdout) if row["kind"] == "artifact"]
+    assert (row["ok"], row["name"]) == (False, f"{NAME} d9")
+    assert f"{digest(listing('9'))}.dir" in row["result"]
     shop.put("9")
     assert shop.paths("d9") == {"data9/a", "data9/b"}
 
