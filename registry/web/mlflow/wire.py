@@ -371,7 +371,10 @@ def metric(it: Metric, flavour: Flavour) -> Json:
         "value": number(it.value),
         "timestamp": flavour.int64(it.timestamp),
     }
-    return found if flavour.early else {**found, "step": it.step}
+    # Steps came after the early document, and before its clients went.
+    if it.step or not flavour.early:
+        found["step"] = flavour.int64(it.step)
+    return found
 
 
 def run(it: Run, flavour: Flavour) -> Json:
