@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import urllib3
 
@@ -36,7 +35,8 @@ PAUSE = 15.0
 are asked for."""
 LARGEST = 256 * 1024
 """Bytes of the largest document that is read."""
-
+LONGEST_URL = 2048
+"""Characters of the longest URL that an issuer may name."""
 WAITING = 8
 """Requests that wait for an issuer at the same time: a process has other work for its threads."""
 
@@ -68,6 +68,7 @@ class KeySource:
         self._lock = threading.Lock()
         self._keys: dict[str, Jwk] = {}
         self._fetched = self._tried = float("-inf")
+        self._went_well = False
         self._problem = _SLOW
         self._waiting = threading.BoundedSemaphore(WAITING)
         self._fetching: threading.Thread | None = None
@@ -106,7 +107,7 @@ class KeySource:
 
     def _is_current(self) -> bool:
         """Whether the last look at the issuer is over, and went well."""
-        return self._fetched == self._tried and not self._in_flight()
+        return self._went_well and not self._in_flight()
 
     def _younger_than(self, seconds: float, moment: float) -> bool:
         # A clock that was set back makes nothing fresh for longer.
@@ -130,17 +131,18 @@ class KeySource:
 
     def _fetch(self) -> None:
         deadline = time.monotonic() + PATIENCE
+        self._went_well = False
         try:
             url = self._keys_url or self._discovered(deadline)
-            keys = parse(self._read(url, deadline))
+            self._keys = parse(self._read(url, deadline))
         except (ValueError, urllib3.exceptions.HTTPError) as error:
             # A library's own words may be long and many: its kind says as much.
             self._problem = str(error) if type(error) is ValueError else type(error).__name__
             logger.warning("the keys of %s cannot be fetched: %s", self._issuer, self._problem)
+        else:
+            self._fetched, self._went_well, self._problem = self._clock(), True, _SLOW
+        finally:
             self._tried = self._clock()
-            return
-        self._keys, self._problem = keys, _SLOW
-        self._fetched = self._tried = self._clock()
 
     def _discovered(self, deadline: float) -> str:
         url = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
@@ -148,7 +150,9 @@ class KeySource:
         if document.get("issuer") != self._issuer:
             raise ValueError("the discovery document is that of another issuer")
         keys_url = document.get("jwks_uri")
-        if not isinstance(keys_url, str) or _origin(keys_url) != _origin(self._issuer):
+        if not isinstance(keys_url, str) or len(keys_url) > LONGEST_URL:
+            raise ValueError("jwks_uri in the discovery document is no URL")
+        if _origin(keys_url) != _origin(self._issuer):
             raise ValueError(
                 "jwks_uri is not on the issuer's own origin: if it is right, set jwks_url to it"
             )
@@ -208,7 +212,10 @@ def _object(data: bytes) -> dict[str, object]:
     return found
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    default = {"https": 443, "http": 80}.get(parts.scheme)
-    return parts.scheme, parts.hostname, parts.port or default
+def _origin(url: str) -> tuple[str | None, ...]:
+    r"""Scheme, user, host and port, read as they will be when the URL is fetched: two parsers could
+    see two hosts in `https://evil.example\@issuer.example/`. Raises urllib3's LocationParseError.
+    """
+    parts = urllib3.util.parse_url(url)
+    default = {"https": 443, "http": 80}.get(parts.scheme or "")
+    return parts.scheme, parts.auth, parts.host, str(parts.port or default)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 from threading import Barrier, Event
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
@@ -742,6 +743,8 @@ def test_an_issuer_that_answers_nonsense_is_unavailable_and_nothing_else(
     "http://127.0.0.2:{port}/keys", "http://localhost:{port}/keys", "https://127.0.0.1:{port}/keys",
     "http://127.0.0.1:1/keys", "http://127.0.0.1:{port}@evil.example/keys", "/keys", "file:///keys",
     "http://[::ffff:127.0.0.1]:{port}/keys", "http://2130706433:{port}/keys", None, 7,
+    "http://x@127.0.0.1:{port}/keys",
+    "http://127.0.0.1:{port}/" + "x" * 3000, "http://[", "http://127.0.0.1:{port}0/keys",
 ])  # fmt: skip
 def test_keys_on_another_origin_are_not_fetched_unless_they_are_configured(
     start, issuer, keys_url
@@ -752,6 +755,16 @@ def test_keys_on_another_origin_are_not_fetched_unless_they_are_configured(
 
     assert exchange(start(), issuer.token(AUDIENCE)).status_code == 503
     assert issuer.requests == [DISCOVERY]
+
+
+def test_a_url_in_which_two_parsers_see_two_hosts_leads_nowhere(start, issuer) -> None:
+    with Issuer() as stranger:
+        place = f"{stranger.url}\\@{issuer.url.removeprefix('http://')}/keys"
+        issuer.answers[DISCOVERY] = json.dumps({"issuer": issuer.url, "jwks_uri": place}).encode()
+        assert urlsplit(place).netloc.endswith(issuer.url.removeprefix("http://"))
+
+        assert exchange(start(), issuer.token(AUDIENCE)).status_code == 503
+        assert stranger.requests == []
 
 
 def test_keys_on_another_origin_are_fetched_where_the_operator_says(start, issuer) -> None:
