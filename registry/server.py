@@ -13,8 +13,10 @@ hand is the server that `registry serve` starts. GUNICORN_CMD_ARGS overrides eac
 
 import errno
 import gc
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -22,6 +24,7 @@ import sys
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from http import HTTPStatus
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         finally:
             connection.sock = socket_
 
+    def handle_error(self, request: Any, client: Any, address: Any, error: Exception) -> None:
+        """Refuses what is no HTTP request, or too large for one."""
+        super().handle_error(request, _Refusal(client), address, error)
+
     def finish_request(self, connection: Any, done: "Future[Any]") -> None:
         """Keeps the connection or closes it, in the loop; but lingers only in a thread."""
         if done.cancelled() or done.exception() or done.result():
@@ -219,6 +226,30 @@ class _Together:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
+
+
+class _Refusal:
+    """A socket on which gunicorn's page about a refusal becomes what the service says of one."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.gettimeout = connection.gettimeout
+        self.setblocking = connection.setblocking
+
+    def sendall(self, page: bytes) -> None:
+        """Sends the same status in the form of registry.web.errors."""
+        status = HTTPStatus(int(page.split(b" ", 2)[1]))
+        code = re.sub(r"[^a-z]+", "_", status.phrase.lower())
+        more: str = ""
+        body: dict[str, object] = {"detail": f"{status.phrase}.", "code": code}
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            more, body["retry_after"] = "Retry-After: 5\r\n", 5
+        text = json.dumps(body, separators=(",", ":"))
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n{more}"
+        )
+        self._connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
 
 
 def _defer(listeners: list[Any], seconds: int) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from threading import Event, Lock, Thread
 
 from faults.observer import until
@@ -12,13 +11,14 @@ from faults.wire import Connection
 class Load:
     """Threads that send `data`, a request, to the server of a URL, again and again, and read each
     answer. Half of them ask on one connection for as long as the server keeps it, half open one for
-    every request. Use it in a `with` block.
+    every request. Each waits `patience` seconds for an answer. Use it in a `with` block.
     """
 
-    def __init__(self, url: str, data: bytes, clients: int = 8) -> None:
+    def __init__(self, url: str, data: bytes, clients: int = 8, patience: float = 10) -> None:
         self.answers: Counter[int] = Counter()
         self.refused = 0
         self.failures: list[str] = []
+        self._patience = patience
         self._over = Event()
         self._lock = Lock()
         self._threads = [
@@ -44,7 +44,7 @@ class Load:
     def _ask(self, url: str, data: bytes, keeps: bool) -> None:
         while not self._over.is_set():
             try:
-                connection = Connection(url)
+                connection = Connection(url, timeout=self._patience)
             except ConnectionRefusedError:
                 with self._lock:
                     self.refused += 1
@@ -70,9 +70,3 @@ class Load:
                 self.answers[status] += 1
             if headers.get("connection") == "close":
                 return
-
-
-def totals(loads: Sequence[Load]) -> tuple[Counter[int], list[str]]:
-    """What came of all their questions: how many answers of each status, and the failures."""
-    answers = sum((load.answers for load in loads), Counter[int]())
-    return answers, [failure for load in loads for failure in load.failures]

@@ -5,6 +5,7 @@ what the hosts share: the origin, the store and the database, and nothing else.
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -19,7 +20,7 @@ from smuggling import HIDDEN, SMUGGLING, line
 
 from faults.hosts import Hosts
 from faults.load import Load
-from faults.observer import ENDPOINT, Observer, until
+from faults.observer import ENDPOINT, Observer, descendants, until
 from faults.origins import BUCKET, LINKS, model
 from faults.wire import Connection, request, statuses
 from registry.audit import AuditLog
@@ -197,6 +198,14 @@ def nginx(hosts: Hosts) -> list[int]:
 
 def fds(pid: int) -> list[Path]:
     return [*Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def test_a_small_answer_is_one_segment_here_too(hosts, watched) -> None:
+    with Connection(hosts.front.url) as client:
+        for count in range(1, 11):
+            client.send(question(watched))
+            client.answer()
+            assert client.segments() == count
 
 
 # ------------------------------------------------------------------------ who asks, and what
@@ -394,6 +403,24 @@ def test_a_restart_of_one_host_after_the_other_fails_no_request(hosts, watched) 
     assert load.failures == []
     assert list(load.answers) == [200]
     assert load.refused == 0
+
+
+def test_a_host_that_hangs_fails_no_question(hosts, watched) -> None:
+    """It still takes connections: its kernel does. Some are answered late, by the other host."""
+    hung = [*descendants(hosts.services[0].pid)]
+    with Load(hosts.front.url, question(watched), patience=30) as load:
+        load.more()
+        for pid in hung:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: "upstream timed out" in hosts.front.log.read_text())
+            load.more()
+        finally:
+            for pid in reversed(hung):
+                os.kill(pid, signal.SIGCONT)
+
+    assert load.failures == []
+    assert list(load.answers) == [200]
 
 
 def test_a_host_that_fails_fails_no_question_and_both_are_a_503(hosts, watched) -> None:

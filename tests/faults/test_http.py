@@ -156,16 +156,22 @@ LIMITS = [
     (401, request("/hooks/github", method="POST", body=b"x" * (1 << 20))),
     (413, request("/hooks/github", method="POST", body=b"x" * ((1 << 20) + 1))),
     (413, request("/hooks/github", "Content-Length: 9999999999", method="POST")),
+    (400, b"nonsense\r\n\r\n"),
+    (501, request("/healthz", "Transfer-Encoding: xchunked")),
     (200, request("/healthz", "Connection: close", body=b"x" * 65_536)),
 ]
 
 
-def test_what_is_too_large_is_refused_and_costs_no_worker(watched) -> None:
+def test_what_is_too_large_or_no_http_is_refused_in_one_form_and_costs_no_worker(watched) -> None:
     before = workers(watched.service.pid)
     for status, data in LIMITS:
         with Connection(watched.service.url) as client:
             client.send(data)
-            assert client.answer()[0] == status, data[:40]
+            given, headers, body = client.answer()
+        assert given == status, data[:40]
+        assert headers["content-type"] == "application/json"
+        assert status == 200 or {"detail", "code"} <= json.loads(body).keys()
+        assert ("retry-after" in headers) == (status >= 500)
 
     assert watched.ask(NAME).status == 200
     assert workers(watched.service.pid) == before
@@ -190,19 +196,22 @@ def streaming(serve, tmp_path) -> Observer:
 
 
 def test_clients_that_go_away_or_do_not_read_on_leave_nothing_behind(streaming) -> None:
-    asked = question(streaming)
+    url, asked = streaming.service.url, question(streaming)
 
-    def go_away(_: object) -> None:
-        client = Connection(streaming.service.url, receive=4096)
-        client.send(asked)
-        assert client.socket.recv(512).startswith(b"HTTP/1.1 200 ")
-        client.reset()
+    def go_away(_: object) -> bool:
+        with Connection(url, receive=4096) as client:
+            client.send(asked)
+            begun = client.socket.recv(512).startswith(b"HTTP/1.1 200 ")
+            client.reset()
+        return begun
 
     def many(count: int) -> None:
         with ThreadPoolExecutor(32) as clients:
-            assert len([*clients.map(go_away, range(count))]) == count
+            begun = sum(clients.map(go_away, range(count)))
+        assert begun >= count * 0.9  # nobody is waited for for ever: a crowd may be told 503
 
-    assert len(streaming.ask(NAME).links) == FILES
+    for _ in range(8):  # both workers have read the directory
+        assert len(streaming.ask(NAME).links) == FILES
     many(GONE // 10)
     before, there = Burden.of(streaming.service.pid), workers(streaming.service.pid)
     with ExitStack() as held:

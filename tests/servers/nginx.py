@@ -171,15 +171,15 @@ class Front:
         directory, (port, tls_port) = self.log.parent, self._ports
         text = _SHIPPED.read_text()
         temporary = "".join(f"    {name}_temp_path {directory}/{name};\n" for name in _PLACES)
-        servers = [f"server {host} max_fails=1 fail_timeout=1s;" for host in hosts]
+        servers = [f"server {host} max_fails=1 fail_timeout=5s;" for host in hosts]
         for pattern, new in (
             (r"^user www-data;$", "user root root;" if os.geteuid() == 0 else ""),
             (r"^pid .*;$", f"pid {directory}/nginx.pid;"),
             (r"^error_log /var/log/nginx/error.log error;$", "error_log stderr error;"),
             (r"/var/log/nginx/registry\.log", str(self.access_log)),
             (r"^http \{\n", f"http {{\n{temporary}"),
-            (r"server 192\.0\.2\.11:8080 max_fails=1 fail_timeout=1s;", servers[0]),
-            (r"server 192\.0\.2\.12:8080 max_fails=1 fail_timeout=1s;", servers[1]),
+            (r"server 192\.0\.2\.11:8080 max_fails=1 fail_timeout=5s;", servers[0]),
+            (r"server 192\.0\.2\.12:8080 max_fails=1 fail_timeout=5s;", servers[1]),
             (r"alias /srv/dvc-store/;", f"alias {self.files}/;"),
             (r"listen 80;", f"listen {HOST}:{port};"),
             (r"# tls listen 443 ssl;", f"listen {HOST}:{tls_port} ssl;"),
