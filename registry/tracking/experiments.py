@@ -70,7 +70,7 @@ class Experiments:
                 raise ExperimentNotFound(spelled)
             return _experiment(row, texts_of(connection, tags, "experiment", [row.id])[row.id])
 
-    def search(self, view: View, search: Search) -> Page:
+    def search(self, view: View, search: Search) -> Page[Experiment]:
         """Experiments that fit, by default the newest first. Raises InvalidRequest."""
         orders = [*(search.orders or _NEWEST), Order("attribute", "id", False)]
         sorts = [pages.Sort(_COLUMNS[order.key], order.ascending) for order in orders]

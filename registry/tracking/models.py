@@ -107,7 +107,7 @@ class LoggedModels:
 
     def search(
         self, experiment_ids: Sequence[int], search: Search, datasets: Sequence[OnDataset] = ()
-    ) -> Page:
+    ) -> Page[LoggedModel]:
         """Models that fit, by default the newest first. Raises InvalidRequest.
 
         With `datasets` only metrics on one of these count, and a model has to have one.

@@ -14,13 +14,6 @@ Operator = Literal[
 ]
 Value = str | int | float | tuple[str, ...] | None
 
-RUN_NUMBERS = frozenset({"started", "ended"})
-RUN_TEXTS = frozenset({"id", "name", "user_id", "status", "artifact_uri"})
-EXPERIMENT_NUMBERS = frozenset({"created", "updated"})
-EXPERIMENT_TEXTS = frozenset({"name"})
-MODEL_NUMBERS = frozenset({"created", "updated"})
-MODEL_TEXTS = frozenset({"id", "name", "type", "status", "source_run"})
-
 
 @dataclass(frozen=True)
 class Comparison:

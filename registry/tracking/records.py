@@ -6,11 +6,12 @@ Times are Unix milliseconds. Each is a plain value; nothing here knows the datab
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 View = Literal["active", "deleted", "all"]
 Role = Literal["input", "output"]
+Found = TypeVar("Found")
 ModelStatus = Literal["unspecified", "pending", "ready", "failed"]
 
 
@@ -127,8 +128,8 @@ class LoggedModel:
 
 
 @dataclass(frozen=True)
-class Page:
+class Page(Generic[Found]):
     """A part of a long answer. `next` asks for the part behind it, and is empty at the end."""
 
-    found: Sequence[object]
+    found: Sequence[Found]
     next: str

@@ -294,7 +294,9 @@ class Runs:
 
     # Reading
 
-    def history(self, run_id: str, key: str, limit: int | None = None, page: str = "") -> Page:
+    def history(
+        self, run_id: str, key: str, limit: int | None = None, page: str = ""
+    ) -> Page[Metric]:
         """Every value of a metric, oldest first. Raises RunNotFound or InvalidRequest."""
         order = (metrics.c.timestamp, metrics.c.step, metrics.c.value, metrics.c.nan)
         sorts = [pages.Sort(column, True) for column in order]
@@ -326,10 +328,9 @@ class Runs:
             (run_id, metric)
             for run_id in run_ids
             for metric in self.history(run_id, key, limit).found
-            if isinstance(metric, Metric)
         ]
 
-    def search(self, experiment_ids: Sequence[int], view: View, search: Search) -> Page:
+    def search(self, experiment_ids: Sequence[int], view: View, search: Search) -> Page[Run]:
         """Runs of the experiments that fit, by default the last started first.
 
         Experiments that do not exist have none. Raises InvalidRequest.

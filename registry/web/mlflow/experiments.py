@@ -1,12 +1,13 @@
 """Experiments, as MLflow asks for them. Each function answers one row of `routes`."""
 
 import re
+from collections.abc import Sequence
 
 from registry.domain import Principal
 from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Search
-from registry.tracking.records import Experiment, Run, View
+from registry.tracking.records import Experiment, View
 from registry.web.mlflow import filters, wire
 from registry.web.mlflow.wire import Json, Message
 
@@ -65,9 +66,8 @@ def search(services: Services, _: Principal, message: Message) -> Json:
     }
 
 
-def _experiments(found: object, message: Message) -> Json:
-    assert isinstance(found, list)
-    listed = [wire.experiment(it, message.flavour) for it in found if isinstance(it, Experiment)]
+def _experiments(found: Sequence[Experiment], message: Message) -> Json:
+    listed = [wire.experiment(it, message.flavour) for it in found]
     return {"experiments": listed} if listed else {}
 
 
@@ -80,9 +80,7 @@ def get(services: Services, _: Principal, message: Message) -> Json:
     if message.flavour.early:
         page = services.tracking.runs.search([number], "active", Search(limit=RUNS_SHOWN))
         if page.found:
-            found["runs"] = [
-                wire.run_info(it, message.flavour) for it in page.found if isinstance(it, Run)
-            ]
+            found["runs"] = [wire.run_info(it, message.flavour) for it in page.found]
     return found
 
 

@@ -1,6 +1,7 @@
 """Logged models, as MLflow 3 asks for them. Each function answers one row of `routes`."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -8,7 +9,7 @@ from registry.domain import Principal
 from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Comparison, Order, Search
-from registry.tracking.records import LoggedModel, ModelStatus
+from registry.tracking.records import ModelStatus
 from registry.web.mlflow import filters, wire
 from registry.web.mlflow.names import random_name
 from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message
@@ -92,17 +93,23 @@ def search(services: Services, _: Principal, message: Message) -> Json:
     compared = filters.parse(message.text("filter"), filters.MODELS)
     wanted = Search(
         tuple(_of_status(comparison) for comparison in compared),
-        tuple(_order(item) for item in message.messages("order_by")),
+        _orders(message.messages("order_by")),
         message.limit("max_results", PAGE, LARGEST_PAGE),
         message.text("page_token"),
     )
     page = services.tracking.models.search(message.experiment_ids(), wanted, datasets)
     found: Json = {}
     if page.found:
-        found["models"] = [wire.model(it) for it in page.found if isinstance(it, LoggedModel)]
+        found["models"] = [wire.model(it) for it in page.found]
     if page.next:
         found["next_page_token"] = page.next
     return found
+
+
+def _orders(messages: Sequence[Message]) -> tuple[Order, ...]:
+    if len(messages) > filters.COLUMNS:
+        raise InvalidRequest("order_by", f"more than {filters.COLUMNS} columns")
+    return tuple(map(_order, messages))
 
 
 def _order(message: Message) -> Order:

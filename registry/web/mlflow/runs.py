@@ -268,9 +268,7 @@ def get_history(services: Services, _: Principal, message: Message) -> Json:
     )
     found: Json = {}
     if page.found:
-        found["metrics"] = [
-            wire.metric(it, message.flavour) for it in page.found if isinstance(it, Metric)
-        ]
+        found["metrics"] = [wire.metric(it, message.flavour) for it in page.found]
     if page.next:
         found["next_page_token"] = page.next
     return found
@@ -321,10 +319,10 @@ def search(services: Services, _: Principal, message: Message) -> Json:
     return _runs(page, message)
 
 
-def _runs(page: Page, message: Message) -> Json:
+def _runs(page: Page[Run], message: Message) -> Json:
     found: Json = {}
     if page.found:
-        found["runs"] = [wire.run(it, message.flavour) for it in page.found if isinstance(it, Run)]
+        found["runs"] = [wire.run(it, message.flavour) for it in page.found]
     if page.next and not message.flavour.early:
         found["next_page_token"] = page.next
     return found

@@ -47,6 +47,9 @@ MODEL_STATUSES = {
     "LOGGED_MODEL_UPLOAD_FAILED": "failed",
 }
 
+EXPERIMENTS = 10_000
+"""Experiments of one search."""
+
 _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _CHOSEN = TypeVar("_CHOSEN")
@@ -150,7 +153,10 @@ class Message:
 
     def experiment_ids(self) -> list[int]:
         """The ids of experiments."""
-        return [self._experiment("experiment_ids", it) for it in self._list("experiment_ids")]
+        given = self._list("experiment_ids")
+        if len(given) > EXPERIMENTS:
+            raise InvalidRequest("experiment_ids", f"more than {EXPERIMENTS} experiments")
+        return [self._experiment("experiment_ids", it) for it in given]
 
     def _experiment(self, name: str, value: object) -> int:
         if self.flavour.early and isinstance(value, int) and not isinstance(value, bool):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from registry.errors import InvalidRequest
 from registry.tracking import Tracking
 from registry.tracking.query import Comparison, Order, Search
-from registry.tracking.records import Metric, Run
+from registry.tracking.records import Metric
 from registry.tracking.runs import Batch
 from registry.web.mlflow.filters import (
     CLAUSES,
+    COLUMNS,
     EXPERIMENTS,
     LONGEST,
     MODELS,
@@ -190,6 +191,8 @@ def test_orders_name_a_column_and_a_direction() -> None:
         Order("param", "x", True),
         Order("tag", "desc", False),
     )
+    with pytest.raises(InvalidRequest):
+        parse_orders(["metrics.a"] * (COLUMNS + 1), RUNS)
     for text in ("", "metrics.a UP", "metrics.a DESC, x", "datasets.name", "nothing"):
         with pytest.raises(InvalidRequest):
             parse_orders([text], RUNS)
@@ -286,7 +289,7 @@ class World:
         while True:
             wanted = Search(parse(text, RUNS), parse_orders(orders, RUNS), limit, page)
             got = self.tracking.runs.search([0], "active", wanted)
-            found += [it.name for it in got.found if isinstance(it, Run)]
+            found += [it.name for it in got.found]
             page = got.next
             if not page:
                 return found
