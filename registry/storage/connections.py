@@ -15,9 +15,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import HTTPResponse
 
+BEGINNING = 4.0
+"""Seconds until an answer has begun, however long it may go on: clients wait no longer."""
+
 
 def pool_manager() -> urllib3.PoolManager:
-    """A pool of connections whose read timeout limits all of the headers together, too."""
+    """A pool of connections whose read timeout limits all of the headers together, too: to
+    BEGINNING at most.
+    """
     manager = urllib3.PoolManager(retries=False, maxsize=8)
     manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
     return manager
@@ -43,7 +48,7 @@ class _SecurePool(HTTPSConnectionPool):
 
 def _in_time(connection: HTTPConnection, answer: Callable[[], HTTPResponse]) -> HTTPResponse:
     """What `answer` returns within the time limit. Raises TimeoutError."""
-    wire, limit = connection.sock, connection.timeout
+    wire, limit = connection.sock, min(connection.timeout or BEGINNING, BEGINNING)
     late = threading.Event()
 
     def hang_up() -> None:
@@ -51,7 +56,7 @@ def _in_time(connection: HTTPConnection, answer: Callable[[], HTTPResponse]) -> 
         with suppress(OSError):  # the store may have done so first
             wire.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(float(limit or 0), hang_up)
+    timer = threading.Timer(limit, hang_up)
     timer.daemon = True
     timer.start()
     try:
@@ -60,8 +65,9 @@ def _in_time(connection: HTTPConnection, answer: Callable[[], HTTPResponse]) -> 
         if not late.is_set():
             raise
     else:
-        if not late.is_set():  # headers that were cut off look as if they had ended
+        if not late.is_set():
             return response
+        response.close()  # headers that were cut off look as if they had ended
     finally:
         timer.cancel()
     raise TimeoutError

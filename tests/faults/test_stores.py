@@ -14,7 +14,7 @@ import urllib3
 from gitrepo import GitRepository
 from servers import registry as server
 from servers import s3
-from service import artifacts, digest, key, output, remote
+from service import WebServer, artifacts, digest, key, output, remote
 
 from faults.observer import Observer, until
 from faults.proxy import Proxy
@@ -210,6 +210,37 @@ def test_a_file_that_was_never_pushed_has_a_link_that_finds_nothing_until_it_is(
         assert pool.request("GET", link).status == 404
         shop._store.put(BUCKET, f"dvc/{key('model')}", b"model")
         assert pool.request("GET", link).data == b"model"
+
+
+def test_a_download_through_the_gateway_ends_in_time_or_visibly_too_early(serve, tmp_path) -> None:
+    data = bytes(1 << 20)
+    origin = GitRepository(tmp_path / "models.git")
+    with WebServer({f"/dvc/{key(data)}": data}) as web, Proxy(urlsplit(web.url).port) as proxy:
+        origin.commit(
+            {
+                ".dvc/config": remote(f"{proxy.url}/dvc"),
+                "dvc.yaml": artifacts(m="model.pkl"),
+                "model.pkl.dvc": output("model.pkl", digest(data)),
+            }
+        )
+        origin.tag("m@v1.0.0")
+        location = {"url": proxy.url, "repositories": ["*"], "signing": "gateway"}
+        watched = serve({NAME: origin}, storage=[location], workers=1)
+        until(lambda: watched.ask(NAME).status == 200)
+        link = watched.ask(NAME).links["model.pkl"]
+        path = urlsplit(link).path
+
+        for fault in (proxy.refuses, proxy.hangs):
+            fault()
+            answer = watched.get(path)
+            assert (answer.status, json.loads(answer.body)["code"]) == (502, "storage_unavailable")
+            proxy.passes()
+        proxy.cuts(len(data) // 2)
+        with pytest.raises(urllib3.exceptions.ProtocolError):
+            watched.get(path)
+        proxy.passes()
+
+        assert watched.get(path).body == data
 
 
 class Liar:

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from base64 import b64encode, urlsafe_b64encode
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -17,6 +18,7 @@ from registry.errors import StorageUnavailable
 from registry.storage import Origin, Reader
 from registry.storage.gateway import GatewayLinks
 from registry.storage.http import HttpSigner
+from registry.storage.stores import Store, Stores
 
 NOW = datetime(2025, 3, 4, 5, 6, 7, tzinfo=timezone.utc)
 BASE = StorageUrl.parse("https://store.example.com:8443/my%20models")
@@ -167,6 +169,13 @@ class _Store(BaseHTTPRequestHandler):
         self.answer(200, b"only this", Content_Length=1000)
         self.get_silent()
 
+    def get_dripping(self):
+        with suppress(OSError):  # whoever asked has heard enough
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.server.over.wait(0.05):
+                self.wfile.write(b"X")
+        self.close_connection = True
+
     def log_message(self, *_):
         pass
 
@@ -230,6 +239,39 @@ def test_a_store_that_drips_is_given_up_when_the_time_is_over(store):
         reader.read(Origin(f"{store.url}/object"), 10**6)
 
     assert "in time" in caught.value.problem
+
+
+def test_headers_that_come_a_byte_at_a_time_are_not_waited_for(reader, store):
+    """No single one of them is late."""
+    with pytest.raises(StorageUnavailable, match="in time"):
+        reader.stream(Origin(f"{store.url}/dripping"))
+    with pytest.raises(StorageUnavailable, match="in time"):
+        reader.read(Origin(f"{store.url}/dripping"), 10)
+
+
+def test_a_connection_whose_headers_came_in_time_is_used_again(reader, store):
+    for _ in range(3):
+        assert reader.read(Origin(f"{store.url}/object"), 10**6) == _Store.BODY
+
+
+def test_what_the_stores_say_is_passed_on(store):
+    stores = Stores([Store(store.url, timed=True)])
+    with Reader(total=0.5, stores=stores) as reader:
+        for path, problem in (
+            ("silent", "it does not answer in time"),
+            ("missing", None),
+            ("forbidden", "it answers 403"),
+            ("object", None),
+        ):
+            with suppress(StorageUnavailable):
+                reader.read(Origin(f"{store.url}/{path}"), 10**6)
+            assert stores.problem(store.url) == problem
+        assert abs(stores.ahead(store.url)) < 60
+        store.shutdown()
+        store.server_close()
+
+        reader.greet(store.url)
+        assert stores.problem(store.url)
 
 
 def test_a_store_that_is_not_there_is_unavailable(reader):
