@@ -6,14 +6,12 @@ leave the target directory.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from hashlib import md5, sha256
+from hashlib import md5
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TypeVar
 from urllib.parse import unquote
 
@@ -50,6 +48,7 @@ from registry.errors import (
     PathNotFound,
     RepositoryNotFound,
 )
+from registry.manifests import Manifests
 from registry.repository import Repository
 from registry.storage import Grants, Reader
 
@@ -59,8 +58,6 @@ LARGEST_FILE = 1 << 20
 """Bytes of the largest dvc.yaml, dvc.lock or .dvc file that is read."""
 MOST_METADATA = 8 << 20
 """Bytes of such files that are read in search of one artifact: the usual search reads two."""
-LARGEST_MANIFEST = 256 << 20
-"""Bytes of the largest `.dir` object that is read: about three million files."""
 LARGEST_CACHE = 128 << 20
 """Bytes of manifests that a process remembers: more than a million files take."""
 MOST_TRACKED = 10_000
@@ -105,7 +102,7 @@ class Contents:
         self._open_repository = open_repository
         self._grants = grants
         self._reader = reader
-        self._cache = cache
+        self._listings = Manifests(cache)
         self._clock = clock
         self._lock = threading.Lock()
         self._documents: LRUCache[str, tuple[int, object]] = LRUCache(
@@ -296,19 +293,16 @@ class Contents:
         key = dvc_manifest.object_key(output.digest.md5, output.legacy)
         url = remote.url.below(key)
         location = self._grants.locate(place.repository.name, url)
-        name = sha256(str(url).encode()).hexdigest()
-        file = self._cache / name[:2] / name[2:]
-        try:
-            return _parsed(file.read_bytes(), output, url)
-        except (OSError, InvalidMetadata):
+
+        def read(limit: int) -> bytes | bytearray | None:
             now = datetime.fromtimestamp(self._clock(), timezone.utc)
             origin = location.signer.origin(url.path, Entry(output.path, key), now)
-            data = self._reader.read(origin, LARGEST_MANIFEST)
-            if data is None:
-                raise ObjectMissing(output.path, output.digest.md5, str(url)) from None
-            files = _sent(data, output, url)
-            _write(file, data)
-            return files
+            return self._reader.read(origin, limit)
+
+        found = self._listings.listing(url, read, lambda data: _sent(data, output, url))
+        if found is None:
+            raise ObjectMissing(output.path, output.digest.md5, str(url))
+        return Listing.of(found.lines, found.count, output.path, output.legacy)
 
     def _from_git(self, place: _Place, path: RelPath) -> Group:
         """What Git itself tracks. DVC knows no MD5 of it, so that it is computed here, unless there
@@ -433,39 +427,15 @@ def _single(
     )
 
 
-def _sent(data: bytes, output: Output, url: StorageUrl) -> Listing:
+def _sent(data: bytes | bytearray, output: Output, url: StorageUrl) -> Listing:
     """What the store sent, as a manifest: other bytes than asked for are the store's fault."""
     assert output.digest
     try:
-        return _parsed(data, output, url)
+        return dvc_manifest.parse(data, output.digest, str(url), RelPath.ROOT, output.legacy)
     except InvalidMetadata:
         if f"{md5(data, usedforsecurity=False).hexdigest()}.dir" != output.digest.md5:
             raise ObjectCorrupt(str(url), output.digest.md5) from None
         raise
-
-
-def _parsed(data: bytes, output: Output, url: StorageUrl) -> Listing:
-    assert output.digest
-    return dvc_manifest.parse(data, output.digest, str(url), output.path, output.legacy)
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Puts a file in place whole or not at all: sibling processes read it without a lock.
-
-    A cache that cannot be written, such as on a full disk, is no reason not to answer.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-            try:
-                temporary.write(data)
-                temporary.flush()
-                os.replace(temporary.name, file)
-            except OSError:
-                os.unlink(temporary.name)
-                raise
-    except OSError as error:
-        logger.warning("the cache of manifests cannot be written: %s", error.strerror)
 
 
 def _size(value: Sized) -> int:
@@ -477,6 +447,8 @@ def weight_of(manifest: Manifest) -> int:
     does not.
     """
     return 500 + sum(
-        len(group.entries.text) if isinstance(group.entries, Listing) else 500 * len(group.entries)
+        group.entries.lines.weight
+        if isinstance(group.entries, Listing)
+        else 500 * len(group.entries)
         for group in manifest.groups
     )

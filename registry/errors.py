@@ -50,6 +50,7 @@ RegistryError
  └── Unavailable                 try again later
       ├── DatabaseUnavailable    the database that holds the tokens does not answer
       ├── MirrorNotReady         the first clone is still under way
+      ├── ManifestNotReady       the list of a directory's files is being read for others
       ├── MirrorStale            what was last seen of the Git origin is too old to be told
       ├── OriginUnavailable      the Git origin does not answer, and there is nothing to serve
       ├── IssuerUnavailable      the keys that ID tokens are checked with cannot be had
@@ -58,6 +59,7 @@ RegistryError
       ├── ObjectCorrupt          the store has other bytes than those the object is named by
       ├── ServiceUnavailable     a client cannot reach its service, or is told to come later
       └── StorageUnavailable     the object store does not answer, or answers nonsense
+           └── ObjectTooLarge    the object has more bytes than are read at once
 
 No class knows an HTTP status: `registry.web.errors` maps kinds to statuses, once.
 `detail` is one line for people. It never holds a secret, a signed link or a traceback.
@@ -687,6 +689,21 @@ class MirrorNotReady(Unavailable):
 
 
 @dataclass(eq=False)
+class ManifestNotReady(Unavailable):
+    """The `.dir` object of a directory is being read, or there is no room yet to read it."""
+
+    location: str
+    retry_after: int = 2
+
+    @property
+    def detail(self) -> str:
+        """Says to come back."""
+        return (
+            f"The list of files {self.location} is being read, try again in {self.retry_after} s."
+        )
+
+
+@dataclass(eq=False)
 class MirrorStale(Unavailable):
     """The origin was last seen `age` seconds ago, which is longer than the operator allows."""
 
@@ -803,6 +820,13 @@ class StorageUnavailable(Unavailable):
     def detail(self) -> str:
         """Names the object by its location, without the query that signs it."""
         return f"Storage {self.location}: {self.problem}."
+
+
+@dataclass(eq=False)
+class ObjectTooLarge(StorageUnavailable):
+    """The object has more bytes than were wanted: `size`, or more."""
+
+    size: int = 0
 
 
 def _shortened(text: str) -> str:

@@ -143,10 +143,12 @@ ALLOWED = {
         "registry.web",
     },
     "registry.settings": {"registry.domain", "registry.errors"},
+    "registry.manifests": {"registry.domain", "registry.errors", "registry.dvc"},
     "registry.contents": {
         "registry.domain",
         "registry.errors",
         "registry.dvc",
+        "registry.manifests",
         "registry.repository",
         "registry.storage",
     },

@@ -37,6 +37,7 @@ from registry.errors import (
     ClockSkewed,
     CredentialsUnavailable,
     LocationNotGranted,
+    ObjectTooLarge,
     StorageUnavailable,
 )
 from registry.storage.connections import pool_manager
@@ -414,11 +415,11 @@ class Reader:
         with suppress(StorageUnavailable):
             self._exchange("HEAD", Origin(f"{url}/"), {}, self._hasty).release_conn()
 
-    def read(self, origin: Origin, limit: int) -> bytes | None:
+    def read(self, origin: Origin, limit: int) -> bytes | bytearray | None:
         """The whole object, or None if the store does not have it.
 
-        Raises StorageUnavailable: no answer in time, a refusal, or more than `limit` bytes;
-        ClockSkewed if it refuses because our clock is wrong.
+        Raises StorageUnavailable: no answer in time, or a refusal; ObjectTooLarge for more than
+        `limit` bytes; ClockSkewed if it refuses because our clock is wrong.
         """
         # In a thread of its own: no time limit of a socket holds for the name of the store, for
         # all of its addresses together, or for a file on a server that hangs.
@@ -431,20 +432,25 @@ class Reader:
             self._stores.failed(_server(origin.url), problem)
             raise StorageUnavailable(origin.place, problem) from None
 
-    def _read(self, origin: Origin, limit: int) -> bytes | None:
+    def _read(self, origin: Origin, limit: int) -> bytearray | None:
         deadline = self._clock() + self._total
         stream = self._open(origin, None, "GET", self._hasty)
         if stream is None:
             return None
+        problem = f"it is larger than {limit} bytes"
         try:
+            announced = stream.headers.get("Content-Length", "")
+            if announced.isdecimal() and int(announced) > limit:
+                raise ObjectTooLarge(origin.place, problem, size=int(announced))
             found = bytearray()
             for chunk in stream:
                 found += chunk
                 if len(found) > limit:
-                    raise StorageUnavailable(origin.place, f"it is larger than {limit} bytes")
+                    # How much larger, nobody has said.
+                    raise ObjectTooLarge(origin.place, problem, size=1 << 62)
                 if self._clock() > deadline:
                     raise StorageUnavailable(origin.place, "it does not answer in time")
-            return bytes(found)
+            return found  # and no copy of it: it may be a tenth of a gigabyte
         finally:
             stream.close()
 

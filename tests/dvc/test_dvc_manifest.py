@@ -151,3 +151,57 @@ def test_a_text_of_brackets_is_refused_for_what_it_would_take_and_not_after(part
 
     with pytest.raises(InvalidMetadata):
         read(data)
+
+
+PATHS = st.lists(
+    st.text("ab.- /\\\"é:!'{}[],\t", min_size=1, max_size=6)
+    | st.sampled_from(['"}, {"md5": "', '", "relpath": "', "a/b", "a", "a.b", ".git/x", "x" * 300]),
+    max_size=6,
+)
+
+
+@given(PATHS, st.booleans(), st.sampled_from([None, A.upper(), A + "x", 'x", "relpath": "y']))
+def test_the_spelling_of_json_changes_nothing(paths, ordered, odd):
+    """What DVC writes is read without a JSON parser, where nothing in it is out of the ordinary."""
+    listed = [{"md5": A, "relpath": path} for path in (sorted(paths) if ordered else paths)]
+    if odd and listed:
+        listed[-1]["md5"] = odd
+
+    def outcome(data):
+        try:
+            return [(entry.path, entry.key) for entry in read(data)]
+        except (InvalidMetadata, UnsafePath) as error:
+            return type(error)
+
+    dvc = json.dumps(listed).encode()
+    assert outcome(dvc) == outcome(json.dumps(listed, indent=1).encode())
+    assert outcome(dvc) == outcome(json.dumps(listed, ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("piece", [1, 60, 200])
+def test_a_long_list_is_read_in_pieces(piece, monkeypatch):
+    monkeypatch.setattr("registry.dvc.manifest._PIECE", piece)
+    names = [f"dir {n % 7}/é{n}" if n % 5 == 0 else f"dir {n % 7}/{n}.png" for n in range(50)]
+
+    assert listing(*names) == [entry(name) for name in names]
+    with pytest.raises(UnsafePath):
+        listing(*names, "dir 1")
+    with pytest.raises(UnsafePath):
+        listing(*sorted([*names, names[7]]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"md5": "%b\t%b"}]' % (A.encode(), b"x"),
+        b'[{"md5": "%b", "relpath": "x\n%b\ty"}]' % (A.encode(), A.encode()),
+        b'[{"md5": "%b", "relpath": "x"}, {"md5": "%b"}]' % (A.encode(), A.encode()),
+        b'[{"md5": "%b", "relpath": "x", "relpath": "y"}, {"md5": ""}]' % A.encode(),
+        b'[{"md5": "%b"}]' % A.encode(),
+        b'[{"md5": "", "relpath": "x", "z": [{"md5": "%b", "relpath": "y"}]}]' % A.encode(),
+        b'[{"md5": "%b", "relpath": "x"}, ]' % A.encode(),
+    ],
+)
+def test_what_only_looks_like_a_list_of_dvc_is_none(data):
+    with pytest.raises(InvalidMetadata):
+        read(data)
