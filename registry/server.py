@@ -89,7 +89,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # Connections that threads are busy with, and when they must be done reading.
+        # Connections that threads are busy with or will be, and when they must be done reading.
         self._busy: dict[Any, float] = {}
         self._drained = float("inf")
         self._looked = 0.0
@@ -156,13 +156,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                     self.accept(listener)
                 listener.close()
 
+    def enqueue_req(self, connection: Any) -> None:
+        """Puts a connection that is to be read before the threads.
+
+        Its time runs already: in a crowd of slow ones the last are over when their turn comes. What
+        has arrived of a request until then is read all the same.
+        """
+        self._busy[connection] = time.monotonic() + HEAD
+        super().enqueue_req(connection)
+
     def handle(self, connection: Any) -> Any:
         """Reads a request and answers it, in a thread."""
-        self._busy[connection] = time.monotonic() + HEAD
         try:
             return super().handle(connection)
         finally:
-            del self._busy[connection]
+            self._busy.pop(connection, None)
 
     def handle_request(self, request: Any, connection: Any) -> Any:
         """Answers a request whose head was read."""
