@@ -189,11 +189,13 @@ def _alone(directory: Path, deadline: float) -> Iterator[bool]:
                     return
                 time.sleep(_POLL)
             else:
-                yield True
-                return
+                break
+        try:
+            yield True
+        finally:
+            with suppress(OSError):
+                directory.rmdir()  # where nothing came of it
     finally:
-        with suppress(OSError):
-            directory.rmdir()  # where nothing came of it
         os.close(descriptor)
 
 
