@@ -163,6 +163,7 @@ class Repository:
         self._failure: _Failure | None = None
         self._damaged: float | None = None
         self._is_slow = False
+        self._meant: set[Revision] = set()  # by tags that were read: the mirror has these commits
         self._closed = threading.Event()
 
     def snapshot(self, max_age: float, wait: float = 4.0) -> Snapshot:
@@ -392,6 +393,7 @@ class Repository:
             if target is None:
                 raise self._unreadable(ObjectLost(f"object {ref.oid[:10]} is missing"))
             tags.append(gto.Tag(ref.name, *target))
+        self._meant.update(tag.revision for tag in tags if tag.revision)
         return tags
 
     def _begin(self, needed: float) -> _Flight | None:
@@ -453,7 +455,9 @@ class Repository:
         begun, outcome = time.monotonic(), "failed"
         try:
             changes = self._mirror.update(self._clock(), lock.fileno(), self._damaged, limit)
-            self._damaged, outcome = None, "ok"
+            if self._damaged is not None:
+                self._damaged, self._meant = None, set()  # what is gone now is gone for good
+            outcome = "ok"
         finally:
             self._timed(outcome, time.monotonic() - begun)
         for change in changes:
@@ -502,6 +506,8 @@ class Repository:
     ) -> Iterator[tuple[str, str, str, str]]:
         """Mode, type, id and path of what the revision holds there; names are not ours to trust."""
         if not self.contains(revision):
+            if revision in self._meant:
+                raise self._unreadable(ObjectLost(f"commit {revision[:10]} is missing"))
             raise PathNotFound(path or ".", revision, "the repository has no such commit")
         command = ("ls-tree", "-z", "--full-tree", *options, "--end-of-options", revision)
         paths = ("--", path) if path else ()

@@ -29,7 +29,7 @@ class GitFailed(Exception):
 
 
 class GitSilent(GitFailed):
-    """Git did not answer in time."""
+    """Git did not answer in time, or could not even be asked: that says nothing of the mirror."""
 
 
 class ObjectLost(GitFailed):
@@ -228,7 +228,7 @@ class Commands:
         piped: bool = False,
     ) -> Git.AutoInterrupt:
         if self._stopped.is_set():
-            raise GitFailed("the service is being stopped")
+            raise GitSilent("the service is being stopped")
         ours = {key: value for key, value in _CONFIG.items() if key not in theirs}
         settings = {**ours, **config}
         safe = {key: value for key, value in _ENVIRONMENT.items() if key not in theirs}
@@ -248,16 +248,17 @@ class Commands:
                 pass_fds=keep,
             )
         except (GitError, OSError) as error:
-            raise GitFailed(f"git cannot be started ({type(error).__name__})") from None
+            raise GitSilent(f"git cannot be started ({type(error).__name__})") from None
 
     def _finish(self, child: Git.AutoInterrupt, limit: float, given: bytes = b"") -> bytes:
         process = process_of(child)
         self._running.add(process)
         try:
             if self._stopped.is_set():
-                raise GitFailed("the service is being stopped")
+                raise GitSilent("the service is being stopped")
             output, errors = process.communicate(given or None, timeout=limit)
         except subprocess.TimeoutExpired:
+            kill_group(process)  # its children may live on when it died itself
             raise GitSilent(f"no answer within {limit:g} s") from None
         finally:
             self._running.discard(process)
@@ -289,10 +290,15 @@ def process_of(child: Git.AutoInterrupt) -> "subprocess.Popen[bytes]":
 def kill(process: "subprocess.Popen[bytes]") -> None:
     """Kills the process with all it started, if it still runs, and reaps it."""
     if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream:
             with suppress(BrokenPipeError):
                 stream.close()
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kills all that the process started, and the process: only while one of them surely lives."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

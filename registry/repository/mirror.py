@@ -3,7 +3,8 @@
     MIRROR/
       repository.git    the bare mirror: refs/heads and refs/tags of the origin, and one ref of ours
                         for each commit that a frozen version means: refs/registry/keep/<commit>
-      incoming.git      a clone under way; outgoing.git is the mirror that it is to replace
+      incoming.git      a clone under way; outgoing.git is the mirror that it is to replace, there
+                        until nothing more is wanted from it, and discarded.git what is left then
       fetching.git      the new refs of a fetch under way, and little else: objects go to the mirror
       lock              whoever fetches holds it, and so does every process that Git starts for it
       tags-<digest>     the refs of one state of the origin, and what its frozen tags mean: refs.py;
@@ -27,7 +28,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from mmap import mmap
 from pathlib import Path
@@ -140,13 +141,19 @@ class Mirror:
 
     def state(self) -> State | None:
         """The last state that was seen, if it can be used."""
-        state = self._last_state()
+        try:
+            state = self._last_state()
+        except OSError:
+            return None
         return state if state and (self.commands.git_dir / "HEAD").is_file() else None
 
     def changes(self) -> tuple[TagChange, ...]:
         """What happened last to every version tag that the origin changed, in the order seen."""
-        if self._last_state() is None:
-            return ()  # there is none, or it is of another origin
+        try:
+            if self._last_state() is None:
+                return ()  # there is none, or it is of another origin
+        except OSError as error:
+            raise GitFailed(f"it cannot be read: {error.strerror}") from error
         return tuple({change.tag: change for change in self._recorded()}.values())
 
     def refs(self, state: State) -> bytes | None:
@@ -173,28 +180,30 @@ class Mirror:
         """Brings the mirror to the state that the origin has now; clones it if need be.
 
         `damaged` is when a read found the mirror to be damaged; `limit` is how many seconds the
-        origin may take to list its refs. Says what became of versions that
-        were seen before. Raises GitFailed and OSError.
+        origin may take to list its refs. Says what became of versions that were seen before. Raises
+        GitFailed and OSError.
         """
         changes: tuple[TagChange, ...] = ()
+        if self._outgoing.exists() and not self.commands.git_dir.exists():
+            self._outgoing.rename(self.commands.git_dir)  # who replaced it died on the way
         last, state = self._last_state(), self.state()
         if state and damaged is not None and state.cloned <= damaged:
             state = None
         listing = self.look(limit)
         digest = digest_of(b"frozen\n" * self._frozen + listing)
         known = self.refs(last) if last else None
-        if state is None or known is None or state.refs != digest:
-            found = self._fetched(lock, known, listing) if state else None
+        # What was replaced is there until nothing more is wanted from it.
+        if state is None or known is None or state.refs != digest or self._outgoing.exists():
+            found = self._followed(lock, known, listing) if state else None
             if state is None or found is None:
                 found = self._cloned(lock, listing)
                 state = State(self._origin.url, digest, "", now, now)
-            self._tidy()
             if last is None:
                 (self._directory / "changed").unlink(missing_ok=True)
             elif self._frozen:
                 found, changes = self._freeze(found, known or b"", now)
             state = replace(state, refs=digest, tags=self._write_refs(found))
-            shutil.rmtree(self._outgoing, ignore_errors=True)
+            self._discard_outgoing()
         _write(self._directory / "state", json.dumps(asdict(replace(state, checked=now))).encode())
         if self._notices:
             self._notices[:] = os.urandom(len(self._notices))
@@ -204,22 +213,61 @@ class Mirror:
         return changes
 
     def _last_state(self) -> State | None:
-        """The last state of this origin, whatever became of the mirror since."""
+        """The last state of this origin, whatever became of the mirror since. Raises OSError."""
         try:
             with open(self._state_file, encoding="utf-8") as file:
                 state = State(**json.load(file))
-        except (OSError, ValueError, TypeError):
+        except FileNotFoundError:
             return None
+        except (ValueError, TypeError):
+            return self._salvaged_state()
         return state if state.url == self._origin.url else None
+
+    def _salvaged_state(self) -> State | None:
+        """What is left of one that is damaged: the tags, as old as their file."""
+        for file in self._directory.glob("tags-*"):
+            digest = file.name.removeprefix("tags-")
+            if digest_of(file.read_bytes()) == digest:
+                written = file.stat().st_mtime
+                return State(self._origin.url, "", digest, written, written)
+        return None
 
     @property
     def _outgoing(self) -> Path:
         """The mirror that was replaced: it goes when nothing more is wanted from it."""
         return self._directory / "outgoing.git"
 
-    def _fetched(self, lock: int, known: bytes | None, listing: bytes) -> bytes | None:
+    def _discard_outgoing(self) -> None:
+        """Under another name first: half of it would look as if something were wanted from it."""
+        discarded = self._directory / "discarded.git"
+        shutil.rmtree(discarded, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            self._outgoing.rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
+
+    def _followed(self, lock: int, known: bytes | None, listing: bytes) -> bytes | None:
         """The refs of the mirror after a fetch; None when it is damaged. Raises GitFailed."""
-        _sweep(self.commands.git_dir)
+        self._sweep()
+        try:
+            found = self._fetched(lock, known, listing)
+            self._tidy()
+        except GitSilent:
+            raise
+        except GitFailed:
+            self._sweep()  # it may be for want of space
+            # The origin did answer. Either it is not well, or the mirror is not.
+            if self._is_sound(self.commands):
+                raise
+        else:
+            # Git reads as many refs of a damaged file as it can, without a word.
+            lost = _names(known or b"") - _names(found) if found != listing else set()
+            if not lost & _names(listing) or not lost & _names(self.look(LOOK_LIMIT)):
+                return found  # what is lost was deleted, maybe just now
+        logger.warning("%s is damaged: cloning again", self.commands.git_dir)
+        return None
+
+    def _fetched(self, lock: int, known: bytes | None, listing: bytes) -> bytes:
+        """The refs of the mirror after a fetch. Raises GitFailed when it, or the mirror, fails."""
         if known is not None:
             try:
                 if self._fetch_few(lock, known, listing):
@@ -228,15 +276,16 @@ class Mirror:
                 raise
             except (GitFailed, OSError):
                 pass  # the mirror, or what was listed, may be gone by now
-        try:
-            self._fetch(self.commands, lock, _REFSPECS)
-        except GitFailed as error:
-            # The origin did answer. Either it is not well, or the mirror is not.
-            if not self._is_sound():
-                logger.warning("%s is damaged: cloning again", self.commands.git_dir)
-                return None
-            self._fetch_apart(self.commands, lock, listing, error)
+        self._fetch_all(self.commands, lock, listing)
         return self._listed()
+
+    def _fetch_all(self, commands: Commands, lock: int, listing: bytes) -> None:
+        try:
+            self._fetch(commands, lock, _REFSPECS)
+        except GitFailed as error:
+            if isinstance(error, GitSilent) or not self._is_sound(commands):
+                raise
+            self._fetch_apart(commands, lock, listing, error)
 
     def _fetch_few(self, lock: int, known: bytes, listing: bytes) -> bool:
         """Whether the mirror now has the refs of the listing, as only few of them were new.
@@ -292,10 +341,24 @@ class Mirror:
             repack = ("repack", "-a", "-d", "--keep-unreachable", "--quiet")
             self.commands.read(*repack, limit=self._fetch_limit)
 
-    def _is_sound(self) -> bool:
+    def _sweep(self) -> None:
+        """Removes what a fetch leaves that was killed: clones, locks, packs without an end."""
+        git_dir = self.commands.git_dir
+        for aside in ("fetching.git", "incoming.git", "discarded.git"):
+            shutil.rmtree(self._directory / aside, ignore_errors=True)
+        locks = ("*.lock", "refs/**/*.lock", "objects/info/**/*.lock")
+        halves = ("objects/tmp_*", "objects/??/tmp_*", "objects/pack/tmp_*", "objects/incoming-*")
+        for pattern in (*locks, *halves):
+            for path in git_dir.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def _is_sound(self, commands: Commands) -> bool:
         try:
             check = ("fsck", "--connectivity-only", "--no-dangling", "--no-progress")
-            self.commands.read(*check, limit=self._fetch_limit)
+            commands.read(*check, limit=self._fetch_limit)
         except GitFailed:
             return False
         return True
@@ -315,16 +378,21 @@ class Mirror:
             limit=LOOK_LIMIT,
         )
         try:
-            self._fetch(fresh, lock, _REFSPECS)
-        except GitFailed as error:
-            self._fetch_apart(fresh, lock, listing, error)
-        if self.commands.git_dir.exists():
-            shutil.rmtree(self._outgoing, ignore_errors=True)
+            self._fetch_all(fresh, lock, listing)
+        except GitFailed:
+            shutil.rmtree(fresh.git_dir, ignore_errors=True)  # it may be for want of space
+            raise
+        if self._outgoing.exists():
+            # Nobody got from it yet what is wanted, and what came after it is all at the origin.
+            shutil.rmtree(self.commands.git_dir, ignore_errors=True)
+        elif self.commands.git_dir.exists():
             self.commands.git_dir.rename(self._outgoing)
+        if self._outgoing.exists():
             # Its objects are wanted, and not its refs, which may be what is damaged.
             (self._outgoing / "packed-refs").unlink(missing_ok=True)
             (self._outgoing / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
         fresh.git_dir.rename(self.commands.git_dir)
+        self._tidy()
         return self._listed()
 
     def _fetch_apart(self, commands: Commands, lock: int, listing: bytes, error: GitFailed) -> None:
@@ -518,16 +586,8 @@ def _is_known(change: TagChange, last: TagChange | None) -> bool:
     return (change.event, change.origin) == (last.event, last.origin)
 
 
-def _sweep(git_dir: Path) -> None:
-    """Removes what a fetch leaves behind that was killed: locks, and packs without an end."""
-    places = ("*.lock", "refs/**/*.lock", "objects/info/**/*.lock")
-    leftovers = ("objects/tmp_*", "objects/??/tmp_*", "objects/pack/tmp_*", "objects/incoming-*")
-    for pattern in (*places, *leftovers):
-        for path in git_dir.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def _names(listing: bytes) -> set[bytes]:
+    return set(map(refs.name, refs.lines(listing)))
 
 
 def digest_of(data: bytes) -> str:

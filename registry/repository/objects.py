@@ -1,5 +1,6 @@
 """Objects of a mirror, by one `git cat-file` that stays."""
 
+import hashlib
 import os
 import re
 import select
@@ -170,13 +171,18 @@ class Objects:
         return [self._header(deadline) for _ in names]
 
     def _contents(self, oids: Sequence[str], limit: int, deadline: float) -> Iterator[bytes]:
-        """The first `limit` bytes of each of the objects, all of which are there."""
+        """The first `limit` bytes of each of the objects, all of which are there. Raises GitFailed
+        for what is not what its id says.
+        """
         self._say("".join(f"contents {oid}\n" for oid in oids))
         for _ in oids:
             header = self._header(deadline)
             if header is None:
                 raise GitFailed("an object is missing that was there")
-            yield self._take(header.size, limit, deadline)
+            data = self._take(header.size, limit, deadline)
+            if len(data) == header.size and not _is_whole(header, data):
+                raise GitFailed(f"object {header.oid[:10]} is damaged")
+            yield data
 
     def _say(self, commands: str) -> None:
         if self._child is None:
@@ -224,3 +230,11 @@ class Objects:
             raise GitFailed("its reader died")
         if output in ready:
             self._pending += data
+
+
+def _is_whole(header: Header, data: bytes) -> bool:
+    """Whether these are the bytes: Git itself believes the index of a pack, damaged or not."""
+    algorithm = "sha1" if len(header.oid) == 40 else "sha256"
+    found = hashlib.new(algorithm, f"{header.kind} {header.size}\0".encode(), usedforsecurity=False)
+    found.update(data)
+    return found.hexdigest() == header.oid
