@@ -33,6 +33,7 @@ _GIT_PORTS = {"https": 443, "http": 80, "ssh": 22, "git+ssh": 22, "git": 9418}
 _SHORTHANDS = {"github": "github.com", "gitlab": "gitlab.com", "bitbucket": "bitbucket.org"}
 _MD5 = re.compile(r"[0-9a-f]{32}(?:\.dir)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SSH_HOST = re.compile(r"([a-z0-9](?:[a-z0-9.-]{0,252}[a-z0-9])?)(?::([0-9]{1,5}))?")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9/_-]*[a-zA-Z0-9])?"
@@ -291,15 +292,15 @@ class Digest:
         return self.md5.endswith(".dir")
 
 
-SCHEMES = ("s3", "azure", "https", "http", "file")
+SCHEMES = ("s3", "azure", "https", "http", "file", "ssh", "gs")
 """The kinds of storage that the registry can hand out links for."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageUrl:
     """A place in a store: `s3://bucket/key`, `azure://container/blob`, `https://host/path`,
-    `file:///path`. `path` has no leading slash and is literal, except for http(s), where it is
-    the path of the URL as it stands.
+    `file:///path`, `ssh://host:port/path`, `gs://bucket/object`. `path` has no leading slash and is
+    literal, except for http(s), where it is the path of the URL as it stands.
 
     >>> StorageUrl.parse("s3://bucket/models/").below("files/md5/ab/cd")
     StorageUrl(scheme='s3', authority='bucket', path='models/files/md5/ab/cd')
@@ -313,7 +314,8 @@ class StorageUrl:
     def parse(cls, text: str) -> "StorageUrl":
         """Reads a URL from a configuration. Raises ValueError with the reason.
 
-        User names and passwords in http(s) URLs are dropped: credentials come from the operator.
+        User names and passwords in http(s) and ssh URLs are dropped: credentials come from the
+        operator.
         """
         if _CONTROL.search(text) or "\\" in text:
             raise ValueError("a backslash or a control character in the URL")
@@ -323,6 +325,8 @@ class StorageUrl:
             raise ValueError(f"the scheme is not one of {', '.join(SCHEMES)}")
         if scheme in ("http", "https"):
             authority, path = cls._split_http(text)
+        elif scheme == "ssh":
+            authority, path = cls._split_ssh(rest)
         else:
             authority, _, path = rest.partition("/")
         if "@" in authority:
@@ -342,6 +346,15 @@ class StorageUrl:
             host = f"[{host}]"
         port = "" if parts.port in (None, default) else f":{parts.port}"
         return host + port, parts.path.removeprefix("/")
+
+    @staticmethod
+    def _split_ssh(rest: str) -> tuple[str, str]:
+        authority, _, path = rest.partition("/")
+        found = _SSH_HOST.fullmatch(authority.rpartition("@")[2].lower())
+        if not found:
+            raise ValueError("ssh URLs name a host, and perhaps a port")
+        host, port = found.groups()
+        return host if port in (None, "22") else f"{host}:{port}", path.lstrip("/")
 
     def _checked(self) -> "StorageUrl":
         path = unquote(self.path) if self.scheme in ("http", "https") else self.path

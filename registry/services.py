@@ -32,6 +32,7 @@ from registry.repository.mirror import TagChange
 from registry.settings import (
     AzureStorage,
     FileStorage,
+    FilesystemStorage,
     HttpStorage,
     IssuerSettings,
     RepositorySettings,
@@ -41,6 +42,7 @@ from registry.settings import (
 )
 from registry.storage import Grants, Location, Outlook, Reader, Signer
 from registry.storage.azure import AzureSigner
+from registry.storage.filesystem import Filesystem
 from registry.storage.gateway import GatewayLinks
 from registry.storage.http import HttpSigner
 from registry.storage.local import LocalSigner
@@ -304,7 +306,7 @@ def _refuse_twins(storage: tuple[StorageSettings, ...]) -> None:
     """Links through the gateway name a place, and so could not tell whose credentials to use."""
     seen: set[StorageUrl] = set()
     for index, item in enumerate(storage):
-        if isinstance(item, FileStorage) or (
+        if isinstance(item, FileStorage | FilesystemStorage) or (
             isinstance(item, HttpStorage) and item.signing == "gateway"
         ):
             if item.url in seen:
@@ -331,6 +333,13 @@ def _signer(item: StorageSettings, gateway: GatewayLinks, chain: Chain) -> Signe
             )
         case FileStorage():
             return LocalSigner(Path("/", item.url.path), gateway)
+        case FilesystemStorage():
+            options = {
+                name: value.get_secret_value() if isinstance(value, SecretStr) else value
+                for name, value in item.options.items()
+            }
+            opened = Filesystem(item.url, options).open
+            return OpenedSigner(item.url.scheme, item.url.authority, opened, gateway)
 
 
 def _s3(item: S3Storage, chain: Chain) -> S3Signer:

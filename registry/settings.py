@@ -241,7 +241,17 @@ class FileStorage(_Section):
     x_accel_redirect: Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./-]*/$")] | None = None
 
 
-StorageSettings = S3Storage | AzureStorage | HttpStorage | FileStorage
+class FilesystemStorage(_Section):
+    """A store that only a library for it can open, handed out through the gateway. `options` are
+    for the library.
+    """
+
+    url: Location
+    repositories: Patterns
+    options: dict[str, bool | int | Secret] = {}
+
+
+StorageSettings = S3Storage | AzureStorage | HttpStorage | FileStorage | FilesystemStorage
 
 _STORAGE: Mapping[str, type[StorageSettings]] = {
     "s3": S3Storage,
@@ -249,6 +259,8 @@ _STORAGE: Mapping[str, type[StorageSettings]] = {
     "http": HttpStorage,
     "https": HttpStorage,
     "file": FileStorage,
+    "ssh": FilesystemStorage,
+    "gs": FilesystemStorage,
 }
 
 

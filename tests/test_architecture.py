@@ -274,6 +274,7 @@ CONFINED = {
     },
     "alembic": {"registry.tracking.migrations"},
     "prometheus_client": {"registry.metrics"},
+    "fsspec": {"registry.storage.filesystem"},
     "gunicorn": {"registry.server"},
     "rfc8785": {"registry.receipt"},
     "yaml": {"registry.dvc.yaml", "registry.settings"},

@@ -91,9 +91,8 @@ def test_every_setting_of_a_repository_stands_in_the_example(key: str) -> None:
 
 @pytest.mark.parametrize("model", get_args(StorageSettings), ids=lambda model: model.__name__)
 def test_every_setting_of_a_storage_location_stands_in_the_example(model) -> None:
-    scheme = {"S3Storage": "s3", "AzureStorage": "azure", "HttpStorage": "https"}.get(
-        model.__name__, "file"
-    )
+    schemes = {"S3Storage": "s3", "AzureStorage": "azure", "HttpStorage": "https"}
+    scheme = {**schemes, "FilesystemStorage": "ssh"}.get(model.__name__, "file")
     (entry,) = [item for item in example()["storage"] if item["url"].startswith(f"{scheme}:")]
 
     assert set(entry) == set(model.model_fields)

@@ -211,6 +211,9 @@ def test_only_a_full_commit_id_is_a_revision(text: str) -> None:
         ("http://h:8080", "http://h:8080/"),
         ("https://[::1]:8443/x", "https://[::1]:8443/x"),
         ("file:///srv/x", "file:///srv/x"),
+        ("ssh://User:pw@Host:22/srv/x/", "ssh://host/srv/x"),
+        ("ssh://host:2222//srv", "ssh://host:2222/srv"),
+        ("gs://bkt/pre", "gs://bkt/pre"),
     ],
 )
 def test_storage_urls_are_read_without_credentials(text: str, expected: str) -> None:
@@ -219,7 +222,18 @@ def test_storage_urls_are_read_without_credentials(text: str, expected: str) -> 
 
 @pytest.mark.parametrize(
     "text",
-    ["/srv/x", "gs://b/k", "s3:///key", "file://host/x", "https://h/x?token=1", "https://h/#f"]
+    [
+        "/srv/x",
+        "oss://b/k",
+        "s3:///key",
+        "ssh:///srv",
+        "ssh://-x/srv",
+        "ssh://h:x/srv",
+        "ssh://[::1]/srv",
+        "file://host/x",
+        "https://h/x?token=1",
+        "https://h/#f",
+    ]
     + ["s3://b/../x", "https://h/a/%2e%2e/b", "https://h/a%2fb", "s3://b/a\nb", "https://h\\x/y"]
     + ["https://h:99999/", "https:///x", "file:///srv/../etc"],
 )

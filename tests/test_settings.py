@@ -13,6 +13,7 @@ from registry.errors import SettingsError
 from registry.settings import (
     AzureStorage,
     FileStorage,
+    FilesystemStorage,
     HttpStorage,
     IssuerSettings,
     RepositorySettings,
@@ -28,6 +29,7 @@ REPOSITORY = {"url": "https://github.com/o/n.git"}
 S3 = {"url": "s3://bucket/prefix", "repositories": ["*"]}
 SECTIONS = (
     *(Settings, RepositorySettings, S3Storage, AzureStorage, HttpStorage, FileStorage),
+    FilesystemStorage,
     *(IssuerSettings, RuleSettings),
 )
 
@@ -83,6 +85,7 @@ def test_the_examples_in_the_shipped_file_are_valid_when_uncommented() -> None:
         AzureStorage,
         HttpStorage,
         FileStorage,
+        FilesystemStorage,
     ]
 
 
@@ -107,7 +110,7 @@ def test_the_examples_in_the_shipped_file_are_valid_when_uncommented() -> None:
         ({"storage": [{"url": "s3://b"}]}, "storage[0].repositories", "or '*' for all"),
         ({"storage": [{**S3, "repositories": []}]}, "storage[0].repositories", "at least 1"),
         ({"storage": [{**S3, "regin": "x"}]}, "storage[0].regin", "did you mean region"),
-        ({"storage": [{**S3, "url": "gs://b"}]}, "storage[0].url", "s3, azure"),
+        ({"storage": [{**S3, "url": "oss://b"}]}, "storage[0].url", "s3, azure"),
         ({"storage": [{**S3, "url": "s3://b/../c"}]}, "storage[0].url", "'..'"),
         ({"storage": [{**S3, "access_key_id": "A"}]}, "storage[0]", "go together"),
         ({"storage": [{**S3, "session_token": "t"}]}, "storage[0]", "goes with access_key_id"),

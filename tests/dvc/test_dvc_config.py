@@ -104,7 +104,7 @@ def test_a_remote_may_keep_versions(option):
                 f"[core]\nremote = s\n['remote \"s\"']\nurl = {scheme}://x/y\n",
                 f"for {scheme} remotes",
             )
-            for scheme in ("ssh", "gs", "gdrive", "webdavs", "oss", "hdfs", "gcs")
+            for scheme in ("gdrive", "webdavs", "oss", "hdfs", "gcs")
         ],
     ],
 )

@@ -158,7 +158,7 @@ def test_an_artifact_may_lie_in_external_storage():
     assert artifact({"dvc.yaml": text}, "m").path is None
     assert str(artifact({"dvc.yaml": text}, "r").url) == "s3://bkt/pre/x"
     with pytest.raises(RemoteUnusable):
-        artifact({"dvc.yaml": "artifacts: {m: {path: 'gs://x/y'}}"}, "m")
+        artifact({"dvc.yaml": "artifacts: {m: {path: 'oss://x/y'}}"}, "m")
 
 
 # Outputs of .dvc files
