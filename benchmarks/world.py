@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,8 +28,8 @@ from registry.dvc.manifest import object_key
 from registry.settings import Settings
 
 ENDPOINT = "/api/model-registry/get-download-uris"
-PATHS = "images/train/class_{:03d}/sample_{:07d}.png"
-"""Paths of 42 characters, as data sets have them."""
+PATHS = "images/{}/class_{:03d}/sample_{:07d}.png"
+"""Paths of some 42 characters, as data sets have them."""
 
 
 class World:
@@ -96,9 +96,10 @@ class World:
 
     def make_one(self, directories: Mapping[str, int]) -> None:
         """The repository with one tag: artifact `model` in `prod`, and directories of files."""
+        self._sizes = dict(directories)
         outputs = {"model.pkl": self._put(b"weights " * 8192)}
         for name, count in directories.items():
-            outputs[name] = self._put(_listing(count), ".dir")
+            outputs[name] = self._put(_listing(name, count), ".dir")
         artifacts = {"model": {"path": "model.pkl", "type": "model"}}
         artifacts |= {name: {"path": name} for name in directories}
         files = {
@@ -129,6 +130,10 @@ class World:
         environment = {**os.environ, **who, "GIT_COMMITTER_EMAIL": "b@example.com"}
         subprocess.run([*git, "tag", "-am", name, name, "main"], check=True, env=environment)
 
+    def listing(self, name: str) -> bytes:
+        """The `.dir` object of a directory."""
+        return _listing(name, self._sizes[name])
+
     def _put(self, data: bytes, suffix: str = "") -> str:
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest() + suffix
         file = self.store / "team-models" / "dvc" / object_key(md5, legacy=False)
@@ -152,10 +157,13 @@ class World:
         subprocess.run([*git, "pack-refs", "--all"], check=True)
 
 
-def _listing(count: int) -> bytes:
+def _listing(name: str, count: int) -> bytes:
     """A `.dir` object as DVC writes it."""
     files = (
-        {"md5": hashlib.md5(b"%d" % n).hexdigest(), "relpath": PATHS.format(n * 1000 // count, n)}
+        {
+            "md5": hashlib.md5(b"%d" % n).hexdigest(),
+            "relpath": PATHS.format(name, n * 1000 // count, n),
+        }
         for n in range(count)
     )
     return json.dumps(list(files)).encode()
@@ -173,7 +181,8 @@ def _handler(root: Path) -> type[BaseHTTPRequestHandler]:
             self.send_response(200 if data else 404)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # who only wanted to know how large it is hangs up
+                self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
             """Says nothing."""
