@@ -1,8 +1,15 @@
 """What the processes of a server are, and what they hold. Linux only."""
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="looks into /proc, and at what the kernel of Linux tells"
+)
 
 
 def alive(pid: int) -> bool:

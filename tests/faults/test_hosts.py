@@ -22,10 +22,11 @@ from faults.hosts import Hosts
 from faults.load import Load
 from faults.observer import ENDPOINT, Observer, descendants, until
 from faults.origins import BUCKET, LINKS, model
+from faults.processes import needs_linux
 from faults.wire import Connection, request, statuses
 from registry.audit import AuditLog
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, needs_linux]
 MODELS, FILES = "team/models", "team/files"
 MANY = 20_000
 DATA = b"the model" * 1000

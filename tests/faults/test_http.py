@@ -12,10 +12,10 @@ from service import Store, artifacts, digest, output, remote
 
 from faults.observer import ENDPOINT, Observer, until
 from faults.origins import BUCKET, LINKS, model
-from faults.processes import Burden, workers
+from faults.processes import Burden, needs_linux, workers
 from faults.wire import Connection, request
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, needs_linux]
 NAME = "team/models"
 ALIVE = request("/healthz")
 CROWD = 200

@@ -15,10 +15,10 @@ from servers.process import HOST, free_ports, running
 from faults.load import Load
 from faults.observer import ENDPOINT, Observer, until
 from faults.origins import model
-from faults.processes import alive, workers
+from faults.processes import alive, needs_linux, workers
 from faults.wire import Connection, request
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, needs_linux]
 NAME = "team/models"
 QUESTION = f"{ENDPOINT}?repo={NAME}&name=m&stage=prod"
 
