@@ -115,7 +115,7 @@ class Filesystem:
         raise AssertionError("unreachable")
 
     def _connected(self) -> Any:
-        import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415 it is no part of the service
+        import fsspec  # noqa: PLC0415 it is no part of the service
 
         options = {**_DEFAULTS[self._place.scheme], **self._options}
         if self._place.scheme == "ssh":
