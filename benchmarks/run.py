@@ -24,6 +24,7 @@ from pathlib import Path
 
 from werkzeug.test import create_environ
 
+from benchmarks import client as downloads
 from benchmarks import load, signing
 from benchmarks.world import World, bare_server, registry_server
 from registry.domain import Selector
@@ -337,7 +338,33 @@ def huge(world: World) -> Iterator[Row]:
         yield Row(named, beside, ours.peak() / 1e6, " MB", 400, False, note)
 
 
-PARTS = (sign, warm, idle, tags, directory, huge)
+def client(world: World) -> Iterator[Row]:
+    """Whole commands, from a real store on this machine; and how soon the command line is there."""
+    times = sorted(downloads.startup() for _ in range(15))
+    named, value = "`registry --help`", statistics.median(times) * 1e3
+    yield Row(named, "nothing", value, " ms", 150, False, f"{times[0] * 1e3:.0f} ms at best")
+    try:
+        with downloads.downloads(world) as made:
+            made.ours("thousand")  # until the service has read the manifest
+            for source, where, bar in (
+                ("a directory", made.local, 3),
+                ("S3, with a token", downloads.REPOSITORY, 1),
+            ):
+                runs = [(made.ours("thousand", where), made.dvc("thousand", where)) for _ in "123"]
+                known = [(ours, dvc) for ours, dvc in runs if dvc is not None]
+                ratio = 1 / median_ratio(known) if known else None
+                note = f"{runs[0][0]:.1f} s and {runs[0][1] or 0:.1f} s"
+                named = f"`registry get` of 1,000 files of 100 KB from {source}"
+                yield Row(named, "`dvc artifacts get`", ratio, "x", bar, True, note)
+            pairs = alternated(lambda: made.ours("large"), lambda: made.curl("large"), 3)
+            note = f"{pairs[0][0]:.1f} s and {pairs[0][1]:.1f} s; curl does not check the MD5"
+            named = "`registry get` of one file of 1 GB, rate"
+            yield Row(named, "curl", 1 / median_ratio(pairs), "x", 0.9, True, note)
+    except downloads.NoStore as reason:
+        yield Row("`registry get`", "DVC and curl", None, "x", 3, True, str(reason))
+
+
+PARTS = (sign, warm, idle, tags, directory, huge, client)
 
 
 def main(words: list[str]) -> int:

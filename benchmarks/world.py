@@ -25,6 +25,7 @@ from registry.access import Access
 from registry.audit import AuditLog
 from registry.cli.operate import gunicorn_command
 from registry.dvc.manifest import object_key
+from registry.issued import Issued
 from registry.settings import Settings
 
 ENDPOINT = "/api/model-registry/get-download-uris"
@@ -50,8 +51,10 @@ class World:
         self._server.shutdown()
         self._server.server_close()
 
-    def configure(self, *names: str) -> Path:
-        """Writes the configuration over the repositories of these names, and makes a token."""
+    def configure(self, *names: str, storage: Mapping[str, object] | None = None) -> Path:
+        """Writes the configuration over the repositories of these names, and makes a token. Their
+        objects are in the store of this world, unless `storage` says where.
+        """
         document = {
             "data_dir": str(self.directory / "var"),
             "secret_key": "a key for measuring, and long enough for it",
@@ -64,7 +67,8 @@ class World:
                 for name in names
             ],
             "storage": [
-                {
+                storage
+                or {
                     "url": "s3://team-models/dvc",
                     "repositories": ["bench/*"],
                     "region": "eu-west-1",
@@ -87,6 +91,9 @@ class World:
         audit = AuditLog(self.settings.database, self.settings.secret_keys, self.settings.audit)
         audit.create_tables()
         audit.close()
+        issued = Issued(self.settings.database)
+        issued.create_tables()
+        issued.close()
         return file
 
     def path(self, name: str, repository: str = "one", **query: str) -> str:
@@ -97,21 +104,23 @@ class World:
     def make_one(self, directories: Mapping[str, int]) -> None:
         """The repository with one tag: artifact `model` in `prod`, and directories of files."""
         self._sizes = dict(directories)
-        outputs = {"model.pkl": self._put(b"weights " * 8192)}
+        outputs = {"model": self._put(b"weights " * 8192)}
         for name, count in directories.items():
             outputs[name] = self._put(_listing(name, count), ".dir")
-        artifacts = {"model": {"path": "model.pkl", "type": "model"}}
-        artifacts |= {name: {"path": name} for name in directories}
+        self.make("one", outputs, "s3://team-models/dvc", "model#prod#1")
+
+    def make(self, name: str, outputs: Mapping[str, str], url: str, *tags: str) -> None:
+        """A repository with an artifact for each output, name -> MD5, in its first version."""
+        artifacts = {output: {"path": output, "type": "model"} for output in outputs}
         files = {
             "dvc.yaml": yaml.safe_dump({"artifacts": artifacts}),
-            ".dvc/config": "[core]\n    remote = s\n['remote \"s\"']\n    url = s3://team-models/dvc\n",
+            ".dvc/config": f"[core]\n    remote = s\n['remote \"s\"']\n    url = {url}\n",
         }
         for path, md5 in outputs.items():
             files[f"{path}.dvc"] = yaml.safe_dump(
                 {"outs": [{"md5": md5, "hash": "md5", "path": path}]}
             )
-        tags = ["model@v1.0.0", *(f"{name}@v1.0.0" for name in directories), "model#prod#1"]
-        self._import("one", files, tags)
+        self._import(name, files, [*(f"{output}@v1.0.0" for output in outputs), *tags])
 
     def make_many(self, count: int) -> None:
         """The repository with `count` tags: a hundred artifacts, a tenth of their tags stages."""

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from registry.direct import Direct
 from registry.domain import Selector
 from registry.inquiry import at, connections_of
 from registry.receipt import Receipt
@@ -50,6 +49,8 @@ def artifacts_show(
         registry.errors.UnsafePath: The path leaves the repository.
         registry.errors.OriginUnavailable: The repository cannot be reached or read.
     """
+    from registry.direct import Direct  # noqa: PLC0415 with Git and DVC's files behind it
+
     selector = Selector.parse(name, version or "", stage or "")
     with Direct(User.load(), repo) as direct:
         found = direct.resolve(selector)

@@ -11,18 +11,19 @@ at(user, repo)          a service where one is set, and the repository is not a 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from registry import told
 from registry.client import ReceiptLinks, Service
 from registry.connections import Connections, Proxies
-from registry.direct import Direct
 from registry.domain import Revision, Selector, canonical_repository
 from registry.errors import InvalidReceipt, NotARegistry, NotFoundThere
 from registry.receipt import Receipt, ReceiptFile, Terms
 from registry.transfer import JOBS, Sources
 from registry.user import User
+
+if TYPE_CHECKING:  # who asks a service needs neither Git nor DVC's files, nor the time to load them
+    from registry.direct import Direct
 
 LIFETIME = 3600
 """Seconds that a link lives which the user signs themselves."""
@@ -114,7 +115,7 @@ class AtService:
 class InGit:
     """A repository itself, and the stores of its remotes."""
 
-    direct: Direct
+    direct: "Direct"
 
     def find(self, selector: Selector) -> Found:
         """What its tags say that it means."""
@@ -143,6 +144,8 @@ class InGit:
 
     def look(self, what: str, query: Mapping[str, str]) -> Json:
         """The same as a service would answer."""
+        from registry import told  # noqa: PLC0415
+
         name, _, route = what.removeprefix("/").partition("/")
         answer = told.ROUTES[f"/{route}" if route else "/" if name else ""]
         overview, view = self.direct.overview()
@@ -158,6 +161,8 @@ def at(user: User, repository: str | None, connections: Connections) -> Iterator
     if user.service and user.token and repository and not is_path:
         yield AtService(Service(user.service, user.token, connections), repository)
         return
+    from registry.direct import Direct  # noqa: PLC0415
+
     with Direct(user, repository) as direct:
         yield InGit(direct)
 

@@ -96,11 +96,7 @@ class Job:
                 try:
                     missing = self._missing(pool, target, stopped)
                     self._make_room(missing)
-                    fetched = [pool.submit(self._fetch, target, file, stopped) for file in missing]
-                    wait(fetched, return_when=FIRST_EXCEPTION)
-                    for future in fetched:
-                        if future.done():
-                            future.result()
+                    self._each(pool, missing, stopped, lambda it: self._fetch(target, it, stopped))
                 except BaseException:
                     stopped.set()
                     self.connections.stop()
@@ -114,9 +110,17 @@ class Job:
         self, pool: ThreadPoolExecutor, target: "_Target", stopped: threading.Event
     ) -> list[ReceiptFile]:
         """The files that are not there yet. Raises FileInTheWay before anything is written."""
-        states = pool.map(lambda file: target.state(file, stopped), self.files)
+        if target.is_empty():
+            return list(self.files)
+        states: dict[RelPath, str] = {}
+
+        def look(file: ReceiptFile) -> None:
+            states[file.path] = target.state(file, stopped)
+
+        self._each(pool, self.files, stopped, look)
         missing = []
-        for file, state in zip(self.files, states, strict=True):
+        for file in self.files:
+            state = states[file.path]
             if state == "same":
                 self.advance(file.size or 0)
                 continue
@@ -130,6 +134,29 @@ class Job:
             missing.append(file)
         return missing
 
+    def _each(
+        self,
+        pool: ThreadPoolExecutor,
+        files: Collection[ReceiptFile],
+        stopped: threading.Event,
+        work: Callable[[ReceiptFile], object],
+    ) -> None:
+        """Does the work for every file, `jobs` of them at once. Raises the first error."""
+        left, lock = iter(files), threading.Lock()
+
+        def worker() -> None:
+            while not stopped.is_set():
+                with lock:
+                    file = next(left, None)
+                if file is None:
+                    return
+                work(file)
+
+        working = [pool.submit(worker) for _ in range(min(self.jobs, len(files)))]
+        done, _ = wait(working, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+
     def _make_room(self, missing: Collection[ReceiptFile]) -> None:
         needed, free = sum(file.size or 0 for file in missing), disk_usage(self.target).free
         if needed > free:
@@ -137,8 +164,6 @@ class Job:
             raise TargetUnusable(str(self.target), problem)
 
     def _fetch(self, target: "_Target", file: ReceiptFile, stopped: threading.Event) -> None:
-        if stopped.is_set():
-            return
         with target.part(file) as part:
             try:
                 _Fetch(self, file, part, stopped).run()
@@ -259,6 +284,10 @@ class _Target:
     def close(self) -> None:
         """Closes the descriptor."""
         os.close(self._descriptor)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there yet."""
+        return not os.listdir(self._descriptor)
 
     def state(self, file: ReceiptFile, stopped: threading.Event) -> str:
         """What is at the path of the file: nothing, the `same`, an `other`, or a `directory`.

@@ -23,6 +23,7 @@ from servers.issuer import KEYS, Issuer
 from servers.process import free_ports
 from service import ENDPOINT, Store, artifacts, digest, output, remote
 
+import registry
 from registry import __version__
 from registry.audit import AuditLog, Event
 from registry.cli import VERBS, cli
@@ -111,6 +112,19 @@ def test_help_is_given_without_what_only_verbs_need() -> None:
     assert done.stdout.startswith("Usage: ")
     heavy = {"sqlalchemy", "pydantic", "urllib3", "git", "flask", "boto3", "yaml", "tqdm"}
     assert heavy.isdisjoint(done.stderr.split())
+
+
+def test_to_import_the_package_loads_nothing_until_it_is_used() -> None:
+    """PEP 562; and who asks a service needs neither Git nor the files of DVC."""
+    lines = "import sys, registry; print(*sys.modules); registry.download; print(*sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+
+    imported, used = (line.split() for line in done.stdout.splitlines())
+    assert [name for name in imported if name.startswith("registry.")] == []
+    assert "registry.transfer" in used
+    assert {"git", "yaml", "sqlalchemy", "flask", "boto3", "tqdm"}.isdisjoint(used)
+    assert {"artifacts_show", "download", "get_download_uris"} <= set(dir(registry))
 
 
 def test_a_verb_that_does_not_exist_is_a_usage_error() -> None:
