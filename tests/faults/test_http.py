@@ -8,19 +8,20 @@ from contextlib import ExitStack
 import pytest
 from gitrepo import GitRepository
 from servers import registry as server
-from service import Store, artifacts, digest, output, remote
+from service import WebServer, artifacts, digest, output, remote
 
 from faults.observer import ENDPOINT, Observer, until
 from faults.origins import BUCKET, LINKS, model
 from faults.processes import Burden, needs_linux, workers
 from faults.wire import Connection, request
+from registry.dvc.manifest import object_key
 
 pytestmark = [pytest.mark.servers, needs_linux]
 NAME = "team/models"
 ALIVE = request("/healthz")
 CROWD = 200
 FILES = 20_000  # megabytes of links: more than what fits into the buffers of a connection
-GONE = 1500
+GONE = 10_000
 STORE = {
     "url": BUCKET,
     "repositories": ["*"],
@@ -176,21 +177,23 @@ def test_what_is_too_large_or_no_http_is_refused_in_one_form_and_costs_no_worker
 
 
 @pytest.fixture
-def streaming(serve, tmp_path) -> Observer:
+def streaming(serve, tmp_path) -> Iterator[Observer]:
     """A service whose artifact `m` is a directory of so many files that its answer is streamed."""
-    store = Store(tmp_path / "store")
     files = [{"md5": digest(str(n)), "relpath": f"part-{n:05}.bin"} for n in range(FILES)]
-    md5 = store.put(json.dumps(files), ".dir")
-    origin = GitRepository(tmp_path / "models.git")
-    origin.commit(
-        {
-            ".dvc/config": remote(store.url),
-            "dvc.yaml": artifacts(m="data"),
-            "data.dvc": output("data", md5),
-        }
-    )
-    origin.tag("m@v1.0.0")
-    return serve({NAME: origin}, storage=[{"url": store.url, "repositories": ["*"]}])
+    manifest = json.dumps(files).encode()
+    md5 = f"{digest(manifest)}.dir"
+    with WebServer({f"/dvc/{object_key(md5, legacy=False)}": manifest}) as store:
+        origin = GitRepository(tmp_path / "models.git")
+        origin.commit(
+            {
+                ".dvc/config": remote(f"{store.url}/dvc"),
+                "dvc.yaml": artifacts(m="data"),
+                "data.dvc": output("data", md5),
+            }
+        )
+        origin.tag("m@v1.0.0")
+        location = {"url": f"{store.url}/dvc", "repositories": ["*"]}
+        yield serve({NAME: origin}, storage=[location], granted=[f"{store.url}/dvc/"])
 
 
 def test_clients_that_go_away_or_do_not_read_on_leave_nothing_behind(streaming) -> None:
