@@ -107,7 +107,7 @@ class Direct:
         self._clock = clock
         self.place = Place.find(where, user.directory)
         self._lanes = Lanes()
-        self._reader = Reader()
+        self._reader = Reader(total=PATIENCE, follow=True)
         self.repository = self._open(self.place)
         self._grants: dict[Revision, Grants] = {}
         self._sources = {self.place: self.repository}

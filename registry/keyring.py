@@ -108,12 +108,14 @@ class Keyring:
                 if self.local or remote.is_own:
                     return _files(url)
                 raise RemoteUnusable(remote.name, "it is a directory of another machine")
-            case _:
+            case "http" | "https":
                 if "user" not in remote.own:
                     return HttpSigner(url)
                 if remote.is_own:
                     return _web(url, remote.own["user"], remote.own.get("password", ""))
                 raise remote.unconfirmed(str(url), "url")
+            case scheme:
+                raise RemoteUnusable(remote.name, f"only a service reads {scheme} remotes")
 
     def _s3(self, url: StorageUrl, remote: "_Remote") -> S3Signer:
         own, user = remote.own, self.user

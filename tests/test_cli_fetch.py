@@ -119,6 +119,22 @@ def test_get_again_changes_nothing_and_another_file_needs_force(run, origin, tmp
     assert tree(tmp_path / "out") == {"models/m.pkl": MODEL["v1.0.0"]}
 
 
+def test_a_web_server_may_send_the_reader_on(run, origin, tmp_path) -> None:
+    """As public remotes do, also for the object that lists a directory."""
+    store = tmp_path / "store"
+    objects = [path for path in store.rglob("*") if path.is_file()]
+    files = {f"/{path.relative_to(store)}": path.read_bytes() for path in objects}
+    with RangeServer(files) as there, RangeServer({}) as here:
+        here.redirects = {path: f"{there.url}{path}" for path in files}
+        origin.commit({".dvc/config": remote(here.url)})
+        origin.tag("tokens@v2.0.0")
+
+        done = run("get", origin.path, "tokens", "-o", "out")
+
+    assert done.exit_code == 0, done.exception
+    assert tree(tmp_path / "out") == {f"tokens/{path}": data for path, data in TOKENS.items()}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

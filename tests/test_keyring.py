@@ -184,6 +184,12 @@ def test_an_azure_account_is_the_user_s_to_name(keyring) -> None:
         origin(keyring(committed), AZURE)
 
 
+@pytest.mark.parametrize("url", ["ssh://ada@host/srv/dvc", "gs://bucket/dvc"])
+def test_what_only_a_service_reads_is_said_to_be_so(keyring, url) -> None:
+    with pytest.raises(RemoteUnusable, match="only a service"):
+        origin(keyring(remote(url)), url)
+
+
 def test_a_directory_is_read_for_a_repository_of_this_machine_alone(keyring, tmp_path) -> None:
     place = f"file://{tmp_path}/store"
 

@@ -55,6 +55,9 @@ _READS = 16
 _FORWARDED = ("Content-Length", "Content-Range", "Content-Type", "ETag", "Last-Modified")
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _PASSED_ON = (200, 206, 416)
+_REDIRECTS = urllib3.Retry(
+    total=None, connect=0, read=0, status=0, other=0, redirect=5, raise_on_status=False
+)
 
 
 @dataclass(frozen=True)
@@ -380,7 +383,8 @@ class Stream:
 class Reader:
     """Reads origins, and keeps connections to their stores open. One for the whole process.
 
-    It follows no redirects: a store that points elsewhere could point at an internal service.
+    It follows no redirects, unless it reads for a user: a store that points elsewhere could point
+    at an internal service. No credentials are sent after one.
     """
 
     def __init__(
@@ -390,11 +394,14 @@ class Reader:
         silence: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         stores: Stores | None = None,
+        *,
+        follow: bool = False,
     ) -> None:
         """In seconds: to connect, to `read` an object, and between two chunks of a stream.
 
-        What the stores answer is reported to `stores`.
+        What the stores answer is reported to `stores`. `follow`: whether redirects are followed.
         """
+        self._follow = follow
         self._clock = clock
         self._total = total
         self._hasty = urllib3.Timeout(connect=connect, total=total)
@@ -514,8 +521,9 @@ class Reader:
                 origin.url,
                 headers=headers,
                 timeout=timeout,
-                redirect=False,
+                redirect=self._follow and not origin.headers,
                 preload_content=False,
+                retries=_REDIRECTS if self._follow and not origin.headers else False,
             )
         except urllib3.exceptions.HTTPError as error:
             problem = _problem(error)
