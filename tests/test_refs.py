@@ -261,3 +261,43 @@ def test_a_tag_that_the_mirror_lost_is_noticed_and_cloned_again(pushed) -> None:
     pushed.clock.now += 1
 
     assert repository.snapshot(60).index.history(M).versions == ("v1.0.0",)
+
+
+@pytest.mark.parametrize("object_format", ["sha1", "sha256"])
+def test_a_clone_of_many_refs_is_one_of_few(tmp_path, monkeypatch, object_format) -> None:
+    """Git is asked to clone where there are many, and to fetch where there are few."""
+    origin = GitRepository(tmp_path / "origin.git", object_format)
+    origin.commit({"a": "1"})
+    origin.commit({"b": "1"}, branch="side/x")
+    for name in ("m@v1.0.0", "m#prod#1", "plain"):
+        origin.tag(name)
+    origin.git("update-ref", "refs/pull/1/head", "main")
+    listed = ("for-each-ref", "--format=%(objectname) %(refname)")
+    mirrors = {}
+    for few in (0, 100):
+        monkeypatch.setattr("registry.repository.mirror._FEW_REFS", few)
+        with closing(Lanes()) as lanes:
+            mirror = tmp_path / f"mirror{few}"
+            repository = Repository("r", str(origin.path), mirror, lanes=lanes, clock=Clock())
+            assert repository.snapshot(0, wait=30).index.history(M).stages == ("prod",)
+            repository.close()
+        git = GitRepository.__new__(GitRepository)
+        git.path, git.time = mirror / "repository.git", 0
+        mirrors[few] = (git.git(*listed), git.git("config", "--list", "--local"))
+
+    assert mirrors[0] == mirrors[100]
+    assert mirrors[0][0] == origin.git(*listed, "refs/heads", "refs/tags")
+
+
+def test_a_broken_ref_among_many_keeps_no_other_from_being_seen(pushed, monkeypatch) -> None:
+    monkeypatch.setattr("registry.repository.mirror._FEW_REFS", 0)
+    origin = pushed.origin
+    pushed.push("m@v1.0.0", "first")
+    blob = origin.git("hash-object", "-w", "--stdin", given="x")
+    given = b"100644 .git\0" + bytes.fromhex(blob)
+    tree = origin.git("hash-object", "-t", "tree", "-w", "--stdin", "--literally", given=given)
+    origin.tag("m@v6.6.6", origin.git("commit-tree", tree, given="hostile"))
+
+    history = pushed.opened("mirror", frozen=True).snapshot(0, wait=30).index.history(M)
+
+    assert history.versions == ("v1.0.0",)

@@ -367,18 +367,9 @@ class Mirror:
         """The refs of a new clone, made aside: what is there can be read until it is replaced."""
         fresh = self.commands.at(self._directory / "incoming.git")
         shutil.rmtree(fresh.git_dir, ignore_errors=True)
-        sha256 = len(listing.partition(b"\t")[0]) == 64
-        fresh.git_dir.mkdir(mode=0o700)
-        fresh.read(
-            "init",
-            "--bare",
-            "--quiet",
-            "--template=",
-            f"--object-format={'sha256' if sha256 else 'sha1'}",
-            limit=LOOK_LIMIT,
-        )
         try:
-            self._fetch_all(fresh, lock, listing)
+            if listing.count(b"\n") <= _FEW_REFS or not self._clone_many(fresh, lock):
+                self._clone_few(fresh, lock, listing)
         except GitFailed:
             shutil.rmtree(fresh.git_dir, ignore_errors=True)  # it may be for want of space
             raise
@@ -394,6 +385,36 @@ class Mirror:
         fresh.git_dir.rename(self.commands.git_dir)
         self._tidy()
         return self._listed()
+
+    def _clone_many(self, fresh: Commands, lock: int) -> bool:
+        """Whether there is a clone now. Git writes one file for all refs that it clones, and one
+        for each that it fetches: with a hundred thousand, that takes minutes.
+        """
+        options = ("--bare", "--quiet", "--no-local", "--template=")
+        where = (str(fresh.git_dir),)
+        try:
+            fresh.ask_origin("clone", *options, refspecs=where, limit=self._fetch_limit, lock=lock)
+            fresh.read("config", "--remove-section", "remote.origin", limit=LOOK_LIMIT)
+        except GitSilent:
+            raise
+        except GitFailed as error:  # of one ref, maybe
+            logger.warning("%s: not cloned at once: %s", self._directory, error)
+            shutil.rmtree(fresh.git_dir, ignore_errors=True)
+            return False
+        return True
+
+    def _clone_few(self, fresh: Commands, lock: int, listing: bytes) -> None:
+        sha256 = len(listing.partition(b"\t")[0]) == 64
+        fresh.git_dir.mkdir(mode=0o700)
+        fresh.read(
+            "init",
+            "--bare",
+            "--quiet",
+            "--template=",
+            f"--object-format={'sha256' if sha256 else 'sha1'}",
+            limit=LOOK_LIMIT,
+        )
+        self._fetch_all(fresh, lock, listing)
 
     def _fetch_apart(self, commands: Commands, lock: int, listing: bytes, error: GitFailed) -> None:
         """Fetches what can be fetched, where all refs at once cannot be: one with broken objects
