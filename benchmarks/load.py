@@ -39,20 +39,25 @@ class _Connection:
         self.received = b""
 
     def is_answered(self) -> bool:
-        """Whether the answer is whole. Raises AssertionError for any other status than 200."""
+        """Whether it is whole. Raises AssertionError for other statuses than 200 and 304."""
         head, found, body = self.received.partition(b"\r\n\r\n")
         if not found:
             return False
+        if head.startswith(b"HTTP/1.1 304 "):
+            return True
         assert head.startswith(b"HTTP/1.1 200 "), head[:200]
         length = _LENGTH.search(head)
         assert length, head
         return len(body) >= int(length[1])
 
 
-def request_of(path: str, token: str) -> bytes:
-    """A GET request, as a client that keeps its connection would send it."""
+def request_of(path: str, token: str, etag: str = "") -> bytes:
+    """A GET request, as a client that keeps its connection would send it; `etag` is of the answer
+    that it has already.
+    """
+    has = f"If-None-Match: {etag}\r\n" if etag else ""
     return (
-        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: token {token}\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: token {token}\r\n{has}"
         "User-Agent: bench\r\nAccept: */*\r\n\r\n"
     ).encode()
 

@@ -130,6 +130,25 @@ def warm(world: World) -> Iterator[Row]:
     yield Row("the same answer", "dvc.api on a clone", ratio, "x", 200, True, note)
 
 
+def unchanged(world: World) -> Iterator[Row]:
+    """A question whose answer the client has, through gunicorn, beside Flask alone."""
+    config = world.configure("one")
+    query = world.path("model", stage="prod").partition("?")[2]
+    path = f"/api/v1/resolve?{query}"
+    with registry_server(config) as ours, bare_server("{}") as bare:
+        digest = json.loads(ours.get(path, world.token))["digest"]
+        request = load.request_of(path, world.token, f'"{digest}"')
+        for server in (ours, bare):
+            load.apply(server.port, request, seconds=1.5)
+        rates = [
+            [load.apply(it.port, request, seconds=2).rate for it in (ours, bare)] for _ in range(7)
+        ]
+    ratio = statistics.median(mine / theirs for mine, theirs in rates)
+    ours_rate, bare_rate = (statistics.median(side) for side in zip(*rates, strict=True))
+    note = f"{ours_rate:.0f}/s and {bare_rate:.0f}/s, 32 connections, 2 workers"
+    yield Row("304 on a receipt, rate", "a bare Flask view", ratio, "x", 0.95, True, note)
+
+
 def idle(world: World) -> Iterator[Row]:
     """Memory of workers that have answered nothing yet."""
     config = world.configure("one")
@@ -364,7 +383,7 @@ def client(world: World) -> Iterator[Row]:
         yield Row("`registry get`", "DVC and curl", None, "x", 3, True, str(reason))
 
 
-PARTS = (sign, warm, idle, tags, directory, huge, client)
+PARTS = (sign, warm, unchanged, idle, tags, directory, huge, client)
 
 
 def main(words: list[str]) -> int:

@@ -8,7 +8,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
@@ -30,6 +30,8 @@ from registry.dvc.project import Project
 from registry.errors import RegistryError
 from registry.federation import LONGEST_LIFE, Federation, Issuer, Rule
 from registry.federation.keys import parse
+from registry.receipt import Receipt, canonical
+from registry.repository.inscription import LONGEST_MESSAGE, Inscription
 from registry.repository.origin import Origin
 from registry.storage import Origin as Source
 from registry.storage import Reader
@@ -250,6 +252,30 @@ def _written(comparison: Comparison) -> str:
     return f'{comparison.kind}."{comparison.key.replace(chr(34), chr(34) * 2)}" {sign} {value!s}'
 
 
+def receipt(data: bytes) -> None:
+    """A receipt as somebody kept or sent it: with its own digest put in, so that more is read."""
+    with suppress(RegistryError):
+        Receipt.parse(data)
+    value = json.loads(data)
+    if isinstance(value, dict):
+        value.pop("digest", None)
+        value["digest"] = sha256(canonical(value)).hexdigest()
+    found = Receipt.of_json(value)
+    for file in found.files:
+        _check(file.path)
+        assert file.path
+    assert bytes(found) == canonical(value)
+    assert Receipt.parse(bytes(found)) == found
+
+
+def inscription(data: bytes) -> None:
+    """A tag object: whatever it is, it can be shown, and is short."""
+    found = Inscription.parse(data)
+    assert len(found.message) <= LONGEST_MESSAGE
+    shown = found.message.replace("\n", "").replace("\t", "") + (found.who or "")
+    assert not [character for character in shown if ord(character) < 32 or ord(character) == 127]
+
+
 def byte_range(data: bytes) -> None:
     """A Range header, over a file that is sure to be there: this one."""
     this = Path(__file__)
@@ -327,7 +353,20 @@ TARGETS: Mapping[str, tuple[Target, tuple[bytes, ...]]] = {
         _words("https://", "ssh://", "git@", "ext::", "fd::", "file://", "-oProxyCommand=x",
                "--upload-pack=x", "[::1]", "@", "?", "#", "github:", ".git", ":22/"),
     ),
-    "storage": (storage_url, _words("s3://", "azure://", "https://", "file:///", "@", "?", "%2F")),
+    "receipt": (
+        receipt,
+        _words('"version": ', '"stage": "prod"', '"rev": "', "0" * 40, "null", "9" * 30, "1e999",
+               '{"md5": "', '"path": "', '"size": -1', "[]", "{}", "NaN", "[" * 2000, '"\\ud800"'),
+    ),
+    "inscription": (
+        inscription,
+        _words("object ", "tagger ", " <e@x> 1 +0000", "\n\n", "\x1b[2J", "\x85", "\x7f",
+               "-----BEGIN PGP SIGNATURE-----", "\xff"),
+    ),
+    "storage": (
+        storage_url,
+        _words("s3://", "azure://", "ssh://", "gs://", "https://", "file:///", "@", "?", "%2F"),
+    ),
     "gateway": (gateway_token, _words(".", "_", "eJw", json.dumps(["file", "", "x"]))),
     "id-token": (id_token, _words(".", "eyJ", '{"alg": "none"}', '{"iss": "https://i"}', "e30")),
     "claims": (

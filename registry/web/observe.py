@@ -77,6 +77,11 @@ def trace() -> Trace:
     return cast(Trace, request.environ[_TRACE])
 
 
+def trace_of(environ: "WSGIEnvironment") -> Trace:
+    """The trace of a request, for what answers before Flask does."""
+    return cast(Trace, environ[_TRACE])
+
+
 def new_id() -> str:
     """An id for a request. Nobody need fail to guess it, so that the system is not asked for it."""
     return f"{getrandbits(64):016x}"

@@ -672,3 +672,78 @@ class TestPresence:
 
         assert (answer.status_code, answer.json["code"]) == (400, "invalid_request")
         assert resolve(registry, verify="get").status_code == 400
+
+
+class TestUnchanged:
+    """Who has the answer is told so before Flask is asked: nothing else may differ."""
+
+    def headers(self, answer) -> dict[str, str]:
+        return {name: it for name, it in answer.headers.items() if name != "X-Request-Id"}
+
+    @pytest.mark.parametrize("query", [{}, {"stage": "prod"}, {"version": "v1.0.0"}, {"rev": ""}])
+    def test_the_answer_is_that_of_the_view(self, registry, origin, query) -> None:
+        if "rev" in query:
+            query = {"rev": origin.head()}
+        etag = resolve(registry, **query).headers["ETag"]
+        registry.clock.now += 1
+        quick, slow = (resolve(registry, etag=it, **query) for it in (etag, f"W/{etag}"))
+
+        assert (quick.status_code, quick.data) == (slow.status_code, slow.data) == (304, b"")
+        assert self.headers(quick) == self.headers(slow)
+        assert quick.headers["X-Request-Id"] != slow.headers["X-Request-Id"]
+
+    def test_a_stage_that_moved_is_noticed(self, registry, origin) -> None:
+        etag = resolve(registry, stage="prod").headers["ETag"]
+        origin.tag("m#prod#2")
+        registry.clock.now += 60
+
+        assert resolve(registry, stage="prod", etag=etag).json["version"] == "v2.0.0"
+
+    def test_a_stale_answer_is_labelled_here_as_well(self, registry, origin) -> None:
+        etag = resolve(registry, stage="prod").headers["ETag"]
+        origin.path.rename(origin.path.with_name("gone.git"))
+        registry.clock.now += 100
+        answer = resolve(registry, stage="prod", etag=etag)
+
+        assert answer.status_code == 304
+        assert answer.headers["Warning"].startswith("110 ")
+        assert answer.headers["X-Registry-Mirror-Age"] == "100"
+
+    def test_whoever_may_not_see_it_learns_nothing_from_having_it(self, registry) -> None:
+        etag = resolve(registry).headers["ETag"]
+        token = registry.token("other/*")
+        revoked = registry.token()
+        assert resolve(registry, token=revoked, etag=etag).status_code == 304
+        access = registry.services.access
+        access.revoke(access.principal(revoked).id)
+        registry.clock.now += 5
+
+        for given, status in ((token, 404), (revoked, 401), ("wrong", 401)):
+            with_it = resolve(registry, token=given, etag=etag)
+            without = resolve(registry, token=given)
+            assert with_it.status_code == without.status_code == status
+            assert unmarked(with_it) == unmarked(without)
+        assert resolve(registry, token=registry.token(scopes=[]), etag=etag).status_code == 403
+
+    def test_it_counts_against_the_quota_of_the_token(self, serve, origin) -> None:
+        registry = serve({"team/models": origin}, rate_limit=3)
+        etag = resolve(registry).headers["ETag"]
+        answers = [resolve(registry, etag=etag) for _ in range(3)]
+
+        assert [it.status_code for it in answers] == [304, 304, 429]
+        assert answers[0].headers["RateLimit"] == '"token";r=1;t=40'
+        assert answers[2].json["code"] == "too_many_requests"
+
+    def test_what_is_malformed_is_refused_as_ever(self, registry) -> None:
+        etag = resolve(registry).headers["ETag"]
+
+        assert resolve(registry, etag=etag, verison="v1.0.0").status_code == 400
+        assert resolve(registry, etag=etag, version="v1.0.0", stage="prod").status_code == 400
+
+    def test_it_is_counted_and_logged_by_its_route(self, registry) -> None:
+        etag = resolve(registry).headers["ETag"]
+        resolve(registry, etag=etag)
+        token = registry.token(scopes=["metrics:read"])
+        text = ask(registry, "/metrics", token=token).text
+
+        assert 'registry_requests_total{dialect="registry",outcome="ok"} 2.0' in text

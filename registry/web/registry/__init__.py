@@ -21,8 +21,9 @@ from flask import Blueprint
 from registry.services import Services
 from registry.web.registry import artifacts, receipts
 from registry.web.registry.described import paths, schemas
+from registry.web.registry.unchanged import Unchanged
 
-__all__ = ["blueprint", "paths", "schemas"]
+__all__ = ["Unchanged", "blueprint", "paths", "schemas"]
 
 
 def blueprint(services: Services) -> Blueprint:

@@ -38,11 +38,11 @@ _LONGEST_PATTERN = 1024
 _PARTS = 200
 """Files that go into one part of a streamed answer."""
 
-_IMMUTABLE = "private, max-age=31536000, immutable"
-_CHANGING = "private, no-cache"
+IMMUTABLE = "private, max-age=31536000, immutable"
+CHANGING = "private, no-cache"
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_RESOLVE = SELECTOR | {"receipt", "max_age", "verify"}
+RESOLVE = SELECTOR | {"receipt", "max_age", "verify"}
 _URLS = frozenset({"receipt", "path", "after", "limit"})
 _MD5SUMS = frozenset({"receipt"})
 
@@ -56,7 +56,7 @@ def add_to(routes: Blueprint, services: Services) -> None:
 
     @routes.get("/resolve")
     def resolve() -> Response:
-        given, asks = arguments(_RESOLVE), principal()
+        given, asks = arguments(RESOLVE), principal()
         access.require(asks, "models:read")
         verify = _verify(given)
         found = _recalled(services, given) if "receipt" in given else _resolved(services, given)
@@ -65,7 +65,7 @@ def add_to(routes: Blueprint, services: Services) -> None:
             checked = services.presence.require(found.manifest)
             trace().headers.append(("X-Registry-Verified", str(checked)))
         # What a store has can change any time.
-        return _receipt(found.receipt, _IMMUTABLE if lasting and not verify else _CHANGING)
+        return _receipt(found.receipt, IMMUTABLE if lasting and not verify else CHANGING)
 
     @routes.post("/resolve")
     def resolve_together() -> Response:
@@ -77,8 +77,8 @@ def add_to(routes: Blueprint, services: Services) -> None:
         receipts = []
         for resolution in resolutions:
             receipts.append(services.ledger.receipt(asks, resolution).receipt)
-        trace().headers += _freshness(replace(oldest, deprecated=False), services.clock())
-        trace().headers.append(("Cache-Control", _CHANGING))
+        trace().headers += freshness(replace(oldest, deprecated=False), services.clock())
+        trace().headers.append(("Cache-Control", CHANGING))
         files = sum(len(receipt.files) for receipt in receipts)
         return Response(_joined(_all(receipts), files), mimetype=JSON)
 
@@ -110,7 +110,7 @@ def add_to(routes: Blueprint, services: Services) -> None:
         access.require(asks, "models:read")
         receipt = services.ledger.recall(asks, given.get("receipt", "")).receipt
         lines = receipt.md5sums()
-        trace().headers += [("Cache-Control", _IMMUTABLE), ("Vary", "Authorization")]
+        trace().headers += [("Cache-Control", IMMUTABLE), ("Vary", "Authorization")]
         return Response(_joined(lines, len(receipt.files)), mimetype=PLAIN)
 
 
@@ -123,7 +123,7 @@ def _recalled(services: Services, given: Mapping[str, str]) -> Given:
 def _resolved(services: Services, given: Mapping[str, str]) -> Given:
     asks, selector = principal(), selector_of(given)
     resolution = services.catalog.resolve(asks, given.get("repo", ""), selector, max_age_of(given))
-    trace().headers += _freshness(resolution, services.clock())
+    trace().headers += freshness(resolution, services.clock())
     return services.ledger.receipt(asks, resolution)
 
 
@@ -131,11 +131,7 @@ def _receipt(receipt: Receipt, cache_control: str) -> Response:
     """A receipt, unless the client has it."""
     wanted = preferred(JSON, PLAIN)
     etag = f'"{receipt.digest}"' if wanted == JSON else f'"{receipt.digest}-text"'
-    trace().headers += [
-        ("ETag", etag),
-        ("Cache-Control", cache_control),
-        ("Vary", "Authorization, Accept"),
-    ]
+    trace().headers += labels(etag, cache_control)
     has = request.environ.get("HTTP_IF_NONE_MATCH")
     if has and (has == etag or request.if_none_match.contains_weak(etag.strip('"'))):
         return Response(status=304)
@@ -143,6 +139,11 @@ def _receipt(receipt: Receipt, cache_control: str) -> Response:
         return Response("".join(formats.plain(receipt)), mimetype=PLAIN)
     parts = (part.decode() for part in receipt.parts())
     return Response(_joined(parts, len(receipt.files)), mimetype=JSON)
+
+
+def labels(etag: str, cache_control: str) -> list[tuple[str, str]]:
+    """The headers by which a receipt is known again, and how long it may be kept."""
+    return [("ETag", etag), ("Cache-Control", cache_control), ("Vary", "Authorization, Accept")]
 
 
 def _all(receipts: list[Receipt]) -> Iterator[str]:
@@ -154,7 +155,8 @@ def _all(receipts: list[Receipt]) -> Iterator[str]:
     yield "]}"
 
 
-def _freshness(resolution: Resolution, now: float) -> Iterator[tuple[str, str]]:
+def freshness(resolution: Resolution, now: float) -> Iterator[tuple[str, str]]:
+    """The headers that say how old an answer is, and of what."""
     yield from age(resolution.checked, now, stale=resolution.stale)
     if resolution.deprecated:
         yield "X-Registry-Deprecated", "true"
