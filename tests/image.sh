@@ -137,6 +137,9 @@ test_image() {
         --output "$workspace/model.pkl" "$url${link#http://registry}"
     md5=$(sed -n 's/^etag: "\([0-9a-f]\{32\}\)".*/\1/Ip' "$workspace/headers")
     expect 'the model arrives whole' "$md5" "$(md5sum <"$workspace/model.pkl" | cut -d ' ' -f 1)"
+    expect 'what is no code is in it, too' 200 \
+        "$(curl --silent --output /dev/null --write-out '%{http_code}' \
+            --header "Authorization: token $token" "$url/api/docs/style.css")"
     # Links begin with the public URL, which leads to the container.
     printf 'connect-to = "registry:80:%s"\n' "${url#http://}" >"$workspace/.curlrc"
     HOME=$workspace REGISTRY_URL=http://registry REGISTRY_TOKEN=$token \
