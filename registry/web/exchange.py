@@ -99,9 +99,7 @@ def _asked() -> tuple[str, list[str]]:
         raise InvalidRequest("grant_type", f"must be {GRANT_TYPE}")
     if form.get("subject_token_type") not in (f"{TOKEN_TYPES}id_token", f"{TOKEN_TYPES}jwt"):
         raise InvalidRequest("subject_token_type", f"must be {TOKEN_TYPES}id_token")
-    if form.get("requested_token_type", f"{TOKEN_TYPES}access_token") != (
-        f"{TOKEN_TYPES}access_token"
-    ):
+    if form.get("requested_token_type") not in (None, "", f"{TOKEN_TYPES}access_token"):
         raise InvalidRequest("requested_token_type", f"must be {TOKEN_TYPES}access_token")
     if form.get("actor_token"):
         raise InvalidRequest("actor_token", "nobody can act for a job")

@@ -880,6 +880,12 @@ def test_a_form_that_is_not_as_it_should_be_is_refused(start, issuer, form, erro
     assert "reason" not in answer.json
 
 
+def test_a_parameter_without_a_value_is_none(start, issuer) -> None:
+    form = {"requested_token_type": "", "actor_token": "", "scope": ""}
+
+    assert exchange(start(), issuer.token(AUDIENCE), **form).status_code == 200
+
+
 def test_only_a_form_is_read(start) -> None:
     registry = start()
     answers = [
