@@ -106,7 +106,7 @@ def test_rows_that_nobody_waits_for_are_written_once_the_database_can_be(serve, 
         # A new token is a row, and one that is known is only read.
         with pytest.raises(subprocess.CalledProcessError) as failed:
             watched.service.command("token", "create", "--name", "late")
-        assert failed.value.returncode == 2
+        assert failed.value.returncode == 5
         (line,) = failed.value.stderr.splitlines()
         assert "database does not answer" in line
         assert json.loads(watched.get("/readyz").body)["status"] == "ready"
