@@ -95,7 +95,7 @@ def hosts(
 
 
 class Load:
-    """Clients that ask without a pause; whatever is no success is a problem."""
+    """Clients that ask all the time; whatever is no success is a problem."""
 
     def __init__(self, watched: list[Observer], clients: int) -> None:
         self.answered = [0] * (clients * len(watched))
@@ -129,7 +129,7 @@ class Load:
 
     def _ask(self, it: int, client: Client) -> None:
         try:
-            while not self._over.is_set():
+            while not self._over.wait(0.01):
                 answer = client.get(ASKED)  # `ask` would look at the origin each time
                 if answer.status != 200:
                     self.problems.append((answer.status, answer.body))
