@@ -91,19 +91,21 @@ class Job:
         reject_conflicts(file.path for file in self.files)
         target = _Target.open(self.target)
         stopped = threading.Event()
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="download")
         try:
-            with ThreadPoolExecutor(self.jobs, thread_name_prefix="download") as pool:
-                try:
-                    missing = self._missing(pool, target, stopped)
-                    self._make_room(missing)
-                    self._each(pool, missing, stopped, lambda it: self._fetch(target, it, stopped))
-                except BaseException:
-                    stopped.set()
-                    self.connections.stop()
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            missing = self._missing(pool, target, stopped)
+            self._make_room(missing)
+            self._each(pool, missing, stopped, lambda file: self._fetch(target, file, stopped))
+        except BaseException as error:
+            stopped.set()
+            self.connections.stop()
+            # Nobody who pressed Ctrl-C waits for a store that has not begun to answer.
+            interrupted = isinstance(error, KeyboardInterrupt)
+            pool.shutdown(wait=not interrupted, cancel_futures=True)
+            raise
         finally:
             target.close()
+        pool.shutdown()
         return [self.target / file.path for file in self.files]
 
     def _missing(

@@ -12,7 +12,7 @@ class RangeServer:
     `requests` has the path and first byte that each request asked for. What is put into `breaks`
     for a path ends the connection after so many bytes, once each; `answers` has statuses that are
     sent instead, once each, with `headers`. `whole` makes it ignore ranges, `hang` wait for
-    `release` after the first half of every body.
+    `release` after the first half of every body, and `mute` before it answers at all.
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -24,6 +24,7 @@ class RangeServer:
         self.redirects: dict[str, str] = {}
         self.whole = False
         self.hang = False
+        self.mute = False
         self.hung = threading.Event()
         self.release = threading.Event()
         store = self
@@ -51,6 +52,10 @@ class RangeServer:
         self._server.server_close()
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
+        if self.mute:
+            self.hung.set()
+            self.release.wait()
+            return
         path = request.path.partition("?")[0]
         span = request.headers.get("Range", "bytes=0-").removeprefix("bytes=")
         first = int(span.partition("-")[0])

@@ -410,6 +410,21 @@ def test_ctrl_c_leaves_a_part_and_no_file_and_the_next_run_goes_on(tmp_path, ori
     assert tree(tmp_path / "out") == {"big": large}
 
 
+def test_ctrl_c_does_not_wait_for_a_store_that_has_not_answered(tmp_path, origin) -> None:
+    with RangeServer({}) as web:
+        origin.commit({".dvc/config": remote(web.url)})
+        origin.tag("m@v9.0.0")
+        web.mute = True
+        command = [sys.executable, "-m", "registry", "get", str(origin.path), "m", "-o", "out"]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert web.hung.wait(PATIENCE)
+
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, "Traceback" in errors) == (130, False)
+
+
 def until(ready) -> None:
     deadline = time.monotonic() + PATIENCE
     while not ready():

@@ -289,7 +289,8 @@ def _resumable() -> Iterator[None]:
 
 def _interrupted() -> NoReturn:
     click.echo("Interrupted. Run the command again: it goes on where it stopped.", err=True)
-    sys.exit(130)
+    sys.stdout.flush()
+    os._exit(130)  # without waiting for a thread that waits for a store
 
 
 def _chosen(file: Path, names: Sequence[str]) -> list[Locked]:
