@@ -152,6 +152,7 @@ def test_a_token_is_created_listed_and_revoked(config) -> None:
     (listed,) = json.loads(run(config, "token", "list", "--json").output)
     table = run(config, "token", "list").output
     revoked = run(config, "token", "revoke", created["id"])
+    again = json.loads(run(config, "token", "revoke", created["id"], "--json").output)
     (after,) = json.loads(run(config, "token", "list", "--json").output)
 
     assert {**listed, "token": created["token"]} == created
@@ -170,6 +171,7 @@ def test_a_token_is_created_listed_and_revoked(config) -> None:
     assert created["token"] not in table
     assert (revoked.exit_code, created["id"] in revoked.output) == (0, True)
     assert after["revoked"]
+    assert again["id"] == created["id"]
     assert "revoked" in run(config, "token", "list").output
 
 
@@ -459,6 +461,8 @@ def test_a_row_that_was_changed_is_named_and_is_the_exit_code(config, tmp_path) 
 
     result = run(config, "audit", "verify")
 
+    (problem,) = json.loads(run(config, "audit", "verify", "--json").stdout)["problems"]
+    assert "row 1 was changed" in problem
     assert result.exit_code == 1
     assert "row 1 was changed" in result.stdout
     assert "refused" in run(config, "audit", "show").stdout
@@ -468,13 +472,16 @@ def test_a_row_that_was_changed_is_named_and_is_the_exit_code(config, tmp_path) 
 def commands(guide: str) -> list[str]:
     """The shell commands that the demo prints: lines indented by two, joined at backslashes."""
     joined = guide.replace("\\\n", " ")
-    return [line.strip() for line in joined.splitlines() if line.startswith("  curl ")]
+    starts = ("  curl ", "  REGISTRY_URL=")
+    return [line.strip() for line in joined.splitlines() if line.startswith(starts)]
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 def test_the_commands_that_the_demo_prints_work_as_they_are(tmp_path) -> None:
     (port,) = free_ports(1)
     log, told = tmp_path / "log", []
+    here = str(Path(sys.executable).parent)
+    environ = {**clean(), "PATH": os.pathsep.join([here, os.environ["PATH"]])}
     for _ in range(2):
         with running(
             "demo", "--directory", "demo", "--port", str(port), directory=tmp_path
@@ -484,14 +491,20 @@ def test_the_commands_that_the_demo_prints_work_as_they_are(tmp_path) -> None:
             )
             done = [
                 subprocess.run(
-                    ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+                    ["sh", "-c", command],
+                    cwd=tmp_path,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    env=environ,
                 )
                 for command in commands(guide)
             ]
         told.append(commands(guide))
 
-        assert [one.returncode for one in done] == [0, 0], done
+        assert [one.returncode for one in done] == [0, 0, 0], done
         assert list(json.loads(done[0].stdout)) == ["model.pkl"]
         assert done[1].stdout == "model.pkl: OK\n"
+        assert done[2].stdout == "models/model.pkl\n"
         assert process.returncode == 0
     assert told[0][0] == told[1][0]  # the same token, and the same question

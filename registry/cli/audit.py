@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from registry.cli.opened import audit_of, config_option
-from registry.cli.terminal import print_table
+from registry.cli.terminal import json_option, print_json, print_table
 from registry.settings import Settings
 
 
@@ -32,14 +32,18 @@ _day_option = click.option("--day", callback=_day, help="One day only, such as 2
 @audit.command(name="verify")
 @config_option
 @_day_option
-def verify_audit(config: Path, day: str | None) -> None:
+@json_option
+def verify_audit(config: Path, day: str | None, as_json: bool) -> None:
     """Find rows that were changed, removed or inserted. Exit code 1 if there are any."""
     problems = list(audit_of(Settings.load(config)).verify(day))
-    for problem in problems:
-        click.echo(problem)
+    if as_json:
+        print_json({"problems": problems})
+    elif problems:
+        click.echo("\n".join(problems))
+    else:
+        click.echo(f"The audit log{f' of {day}' if day else ''} is whole.")
     if problems:
         sys.exit(1)
-    click.echo(f"The audit log{f' of {day}' if day else ''} is whole.")
 
 
 @audit.command(name="show")

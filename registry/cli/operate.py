@@ -214,5 +214,10 @@ Download the file and check it:
   curl -fsS -o {path} '{link}' \\
     && echo '{md5}  {path}' | md5sum -c
 
+Or have both done, and the next time only what is missing:
+
+  REGISTRY_URL={url} REGISTRY_TOKEN={secret} \\
+    registry get {demos.REPOSITORY} {demos.ARTIFACT} --stage prod -o models
+
 Stop with Ctrl-C; what is in {directory} is kept for the next start.
 """

@@ -107,9 +107,13 @@ def list_tokens(config: Path, as_json: bool) -> None:
 @token.command(name="revoke")
 @config_option
 @click.argument("token_id", metavar="ID")
-def revoke_token(config: Path, token_id: str) -> None:
+@json_option
+def revoke_token(config: Path, token_id: str, as_json: bool) -> None:
     """Revoke a token: no worker accepts it 5 s later."""
     record = access_of(Settings.load(config)).revoke(token_id)
+    if as_json:
+        print_json(_as_dict(record))
+        return
     click.echo(f"Token {record.id} ({record.principal.name}) is revoked.")
 
 
