@@ -32,6 +32,10 @@ class GitSilent(GitFailed):
     """Git did not answer in time, or could not even be asked: that says nothing of the mirror."""
 
 
+class Unfit(GitFailed):
+    """What the origin has is not fit to be taken: asking again will not help."""
+
+
 class ObjectLost(GitFailed):
     """The mirror lacks an object that it had."""
 
@@ -76,6 +80,7 @@ _ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "",
     "GIT_NO_REPLACE_OBJECTS": "1",
     "HOME": "/nonexistent",
+    "LC_ALL": "C",  # what Git says is read by us
     "XDG_CONFIG_HOME": "/nonexistent",
 }
 _PERSONAL = frozenset(
@@ -128,6 +133,8 @@ _REASONS = {
     "No space left on device": "no space is left for the mirror",
 }
 """What Git says, by regular expression, and what we make of it."""
+
+_UNFIT = re.compile("fsck error|^error: object [0-9a-f]+: |invalid refspec", re.MULTILINE)
 
 
 OLDEST_GIT = (2, 36)
@@ -264,7 +271,8 @@ class Commands:
             self._running.discard(process)
             kill(process)
         if process.returncode:
-            raise GitFailed(self._reason(errors.decode(errors="replace")))
+            said = errors.decode(errors="replace")
+            raise (Unfit if _UNFIT.search(said) else GitFailed)(self._reason(said))
         return bytes(output)
 
     def _reason(self, errors: str) -> str:

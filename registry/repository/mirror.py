@@ -37,7 +37,7 @@ from typing import BinaryIO, Literal
 from registry import gto
 from registry.domain import Revision
 from registry.repository import refs
-from registry.repository.commands import Commands, GitFailed, GitSilent, ObjectLost
+from registry.repository.commands import Commands, GitFailed, GitSilent, ObjectLost, Unfit
 from registry.repository.objects import Objects
 from registry.repository.origin import Origin
 
@@ -282,8 +282,8 @@ class Mirror:
     def _fetch_all(self, commands: Commands, lock: int, listing: bytes) -> None:
         try:
             self._fetch(commands, lock, _REFSPECS)
-        except GitFailed as error:
-            if isinstance(error, GitSilent) or not self._is_sound(commands):
+        except Unfit as error:
+            if not self._is_sound(commands):
                 raise
             self._fetch_apart(commands, lock, listing, error)
 
@@ -370,7 +370,7 @@ class Mirror:
         try:
             if listing.count(b"\n") <= _FEW_REFS or not self._clone_many(fresh, lock):
                 self._clone_few(fresh, lock, listing)
-        except GitFailed:
+        except (GitFailed, OSError):
             shutil.rmtree(fresh.git_dir, ignore_errors=True)  # it may be for want of space
             raise
         if self._outgoing.exists():
@@ -395,6 +395,7 @@ class Mirror:
         try:
             fresh.ask_origin("clone", *options, refspecs=where, limit=self._fetch_limit, lock=lock)
             fresh.read("config", "--remove-section", "remote.origin", limit=LOOK_LIMIT)
+            self._believe_in(fresh)
         except GitSilent:
             raise
         except GitFailed as error:  # of one ref, maybe
@@ -436,9 +437,7 @@ class Mirror:
             group = groups.pop()
             try:
                 self._fetch(commands, lock, [f"+{name}:{name}" for name in group])
-            except GitSilent:
-                raise
-            except GitFailed as problem:
+            except Unfit as problem:
                 if len(group) > 1:
                     middle = len(group) // 2
                     groups += group[:middle], group[middle:]
@@ -462,6 +461,9 @@ class Mirror:
             limit=self._fetch_limit,
             lock=lock,
         )
+        self._believe_in(commands)
+
+    def _believe_in(self, commands: Commands) -> None:
         listed = ("for-each-ref", "--count=1", "refs/heads", "refs/tags")
         self._believe(bool(commands.read(*listed, limit=LOOK_LIMIT)))
 
