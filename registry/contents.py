@@ -60,7 +60,7 @@ MOST_METADATA = 8 << 20
 """Bytes of such files that are read in search of one artifact: the usual search reads two."""
 LARGEST_CACHE = 128 << 20
 """Bytes of manifests that a process remembers: more than a million files take."""
-MOST_TRACKED = 10_000
+MOST_TRACKED = 2_000
 """Files of a directory that Git itself tracks."""
 MOST_HASHED = 64 << 20
 """Bytes of such files that are hashed for one artifact; of more the MD5s are not known."""
@@ -397,7 +397,9 @@ def git_storage(repository: str) -> StorageUrl:
 def _blob_md5(repository: Repository, oid: str, size: int, path: RelPath) -> str:
     """The MD5 of a blob. Raises NotInStorage for a pointer of Git LFS: the bytes are elsewhere."""
     hashed, first = md5(usedforsecurity=False), b""
-    for part in repository.stream(oid, 0, size):
+    # A process for each of a thousand small files would take longer than anybody waits.
+    small = size <= LARGEST_FILE
+    for part in (repository.blob(oid, size),) if small else repository.stream(oid, 0, size):
         first = first or part[: len(_LFS)]
         hashed.update(part)
     if first == _LFS:

@@ -4,7 +4,7 @@ import pytest
 from gitrepo import EXECUTABLE, LINK, GitRepository
 from service import Registry, artifacts, digest, output, remote
 
-from registry.contents import MOST_HASHED
+from registry.contents import MOST_HASHED, MOST_TRACKED
 
 FILES = {
     ".dvc/config": remote("s3://bucket/dvc"),
@@ -134,6 +134,21 @@ def test_a_large_file_is_streamed_and_not_hashed(registry, origin) -> None:
     assert whole.headers["Content-Length"] == str(len(data))
     assert 0 < len(first) <= 1 << 20
     assert data.startswith(first)
+
+
+def test_a_directory_of_many_small_files_is_answered_without_a_process_for_each(
+    registry, origin
+) -> None:
+    origin.commit({f"data/{n:04}": f"{n}" for n in range(MOST_TRACKED - 2)})
+    origin.tag("d@v2.0.0")
+    full = registry.links("d", max_age="0")
+    origin.commit({"data/more": "x"})
+    origin.tag("d@v3.0.0")
+    registry.clock.now += 60
+    more = registry.ask("d", max_age="0")
+
+    assert len(full) == MOST_TRACKED
+    assert (more.status_code, "more than" in more.json["detail"]) == (422, True)
 
 
 def test_a_link_dies_with_the_grant(serve, origin, registry) -> None:

@@ -1,6 +1,7 @@
 """Receipts and what they stand for: links and checksums."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +11,7 @@ from flask import Blueprint, Response, request
 from registry import access
 from registry.catalog import Resolution, Signed
 from registry.domain import Entry
-from registry.errors import InvalidRequest, ObjectsMissing
+from registry.errors import InvalidRequest, ObjectsMissing, StorageUnavailable
 from registry.given import Given
 from registry.receipt import Receipt
 from registry.services import Services
@@ -34,6 +35,8 @@ CURL, ARIA2 = "text/x-curl-config", "text/x-aria2"
 
 LONGEST_PAGE = 10_000
 """Files of the largest page of links that can be asked for; without a limit all of them come."""
+PATIENCE = 4.0
+"""Seconds for all the manifests of one request; what was read is known the next time."""
 _LONGEST_PATTERN = 1024
 _PARTS = 200
 """Files that go into one part of a streamed answer."""
@@ -74,9 +77,15 @@ def add_to(routes: Blueprint, services: Services) -> None:
         asks, (wanted, max_age) = principal(), questions()
         resolutions = services.catalog.resolve_together(asks, wanted, max_age)
         oldest = min(resolutions, key=lambda it: (not it.stale, it.checked))
-        receipts = []
+        receipts, deadline = [], time.monotonic() + PATIENCE
         for resolution in resolutions:
             receipts.append(services.ledger.receipt(asks, resolution).receipt)
+            if time.monotonic() > deadline and len(receipts) < len(resolutions):
+                raise StorageUnavailable(
+                    resolution.repository.name,
+                    f"{len(receipts)} of {len(resolutions)} manifests were read in {PATIENCE:g} s, "
+                    "and are kept: ask again",
+                )
         trace().headers += freshness(replace(oldest, deprecated=False), services.clock())
         trace().headers.append(("Cache-Control", CHANGING))
         files = sum(len(receipt.files) for receipt in receipts)
