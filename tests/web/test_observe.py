@@ -11,6 +11,8 @@ from gitrepo import GitRepository
 from service import ENDPOINT, S3_KEYS, Registry, artifacts, digest, output, remote
 
 from registry import logs
+from registry.audit import Event
+from registry.web.health import SOON
 
 FILES = {
     ".dvc/config": remote("s3://bucket/dvc"),
@@ -268,6 +270,22 @@ class TestReadiness:
             assert int(fresh.headers["Retry-After"]) > 0
         registry.clock.now += 1
         assert registry.client.get("/readyz").status_code == 200
+
+    def test_audit_rows_that_wait_are_a_warning_until_they_are_written(
+        self, registry, tmp_path
+    ) -> None:
+        event = Event("request", "address", "token", "team/models", "m", "granted", files=1)
+        with closing(sqlite3.connect(tmp_path / "var" / "registry.db")) as lock:
+            lock.execute("BEGIN EXCLUSIVE")
+            for _ in range(SOON + 2):
+                registry.services.audit.write(event)
+            answer = registry.client.get("/readyz")
+
+            assert (answer.status_code, answer.json["status"]) == (200, "ready")
+            assert "rows wait" in answer.json["warnings"]["audit"]
+        registry.services.audit.close()
+
+        assert "warnings" not in registry.client.get("/readyz").json
 
     def test_a_data_dir_that_is_gone_makes_it_unready(self, registry, tmp_path) -> None:
         (tmp_path / "var").rename(tmp_path / "elsewhere")
