@@ -206,6 +206,15 @@ def test_a_scope_that_does_not_exist_is_a_usage_error(config) -> None:
 # ------------------------------------------------------------------------- configuration
 
 
+def test_the_database_has_every_table_after_an_upgrade_and_a_second_one_is_harmless(config) -> None:
+    first, second = (run(config, "database", "upgrade") for _ in range(2))
+    with closing(sqlite3.connect(Settings.load(config).data_dir / "registry.db")) as database:
+        tables = {name for (name,) in database.execute("select name from sqlite_master")}
+
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert {"tokens", "audit", "audit_head", "receipts"} <= tables
+
+
 @pytest.mark.parametrize(
     "verb", [("serve",), ("check",), ("token", "list"), ("token", "create", "--name", "x")]
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from registry.cli.opened import access_of, audit_of, config_option, upgrade_tracking
+from registry.cli.opened import access_of, audit_of, config_option, issued_of, upgrade_tracking
 from registry.settings import Settings
 
 
@@ -20,5 +20,6 @@ def upgrade(config: Path) -> None:
     settings = Settings.load(config)
     access_of(settings)
     audit_of(settings)
+    issued_of(settings)
     upgrade_tracking(settings)
     click.echo("The database is up to date.")
