@@ -443,9 +443,20 @@ class Index:
         read: Callable[[Sequence[Ref]], Sequence[Tag]] = lambda _: (),
     ) -> None:
         self._read = read
-        self._grouped: dict[str, Sequence[Tag | Ref]] = dict(_grouped(tags))
+        self._grouped: dict[str, Iterable[Tag | Ref]] = dict(_grouped(tags))
         self._histories: dict[str, History] = {}
         self._reading = threading.Lock()
+
+    @classmethod
+    def of(
+        cls,
+        groups: Mapping[str, Iterable[Tag | Ref]],
+        read: Callable[[Sequence[Ref]], Sequence[Tag]],
+    ) -> "Index":
+        """The same of tags that are grouped by their `fullname`, and looked at when asked for."""
+        index = cls((), read)
+        index._grouped.update(groups)
+        return index
 
     def updated(self, gone: Iterable[str], new: Iterable[Tag | Ref]) -> "Index":
         """The index without the tags of the names `gone`, and then with the `new` ones. It shares
@@ -455,12 +466,13 @@ class Index:
         updated = Index((), self._read)
         updated._grouped = self._grouped.copy()  # at once, though other threads may read
         updated._histories = self._histories.copy()
-        for fullname in {_fullname(name) for name in removed}.union(added):
-            kept = [tag for tag in self._grouped.get(fullname, ()) if tag.name not in removed]
-            updated._grouped[fullname] = (*kept, *added.get(fullname, ()))
-            updated._histories.pop(fullname, None)
-            if not updated._grouped[fullname]:
-                del updated._grouped[fullname]
+        for name in {fullname_of(tag) for tag in removed}.union(added):
+            kept = [tag for tag in self._grouped.get(name, ()) if tag.name not in removed]
+            tags = (*kept, *added.get(name, ()))
+            updated._histories.pop(name, None)
+            updated._grouped.pop(name, None)
+            if tags:
+                updated._grouped[name] = tags
         return updated
 
     def artifacts(self) -> tuple[ArtifactName, ...]:
@@ -503,7 +515,7 @@ class Index:
         alone = self._reading.acquire(timeout=_PATIENCE)
         try:
             wanted = [one for one in artifacts if one.in_tags not in self._histories]
-            groups = {one: self._grouped[one.in_tags] for one in wanted}
+            groups = {one: tuple(self._grouped[one.in_tags]) for one in wanted}
             unread = [tag for tags in groups.values() for tag in tags if isinstance(tag, Ref)]
             read = dict(zip(unread, self._read(unread), strict=True)) if unread else {}
             for artifact, group in groups.items():
@@ -529,10 +541,12 @@ class Index:
 def _grouped(tags: Iterable[Tag | Ref]) -> Mapping[str, list[Tag | Ref]]:
     grouped: dict[str, list[Tag | Ref]] = defaultdict(list)
     for tag in tags:
-        grouped[_fullname(tag.name)].append(tag)
+        grouped[fullname_of(tag.name)].append(tag)
     return grouped
 
 
-def _fullname(tag: str) -> str:
-    """Of the artifact. No full name holds either character, so that this need not parse."""
+def fullname_of(tag: str) -> str:
+    """That of the artifact that a tag may speak of, all of the tag if it speaks of none. No full
+    name holds either character, so that this need not parse.
+    """
     return tag.partition("@")[0].partition("#")[0]

@@ -378,7 +378,7 @@ class Repository:
     def _index(self, known: _Known | None, told: bytes) -> gto.Index:
         """The index of what is told now, made from the last one: it shares what did not change."""
         if known is None:
-            return gto.Index(refs.tags(told), self._tags)
+            return gto.Index.of(refs.grouped(told), self._tags)
         gone, new = refs.difference(known.refs, told)
         removed = [tag.name for tag in refs.tags(refs.text(gone))]
         added = refs.tags(refs.text(new))

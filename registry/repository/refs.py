@@ -7,7 +7,9 @@ commit and the time of the tag that was first seen, which is what the version go
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from registry import gto
 from registry.domain import Revision
@@ -18,11 +20,36 @@ _TAG = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Unparsed:
+    """The lines of some tags, which are taken apart when they are looked at: most never are."""
+
+    lines: Sequence[str]
+
+    def __iter__(self) -> Iterator[gto.Tag | gto.Ref]:
+        return iter(_parsed("\n".join(self.lines)))
+
+
 def tags(text: bytes) -> list[gto.Tag | gto.Ref]:
     """The tags that may be one of GTO's. Of most, nothing but the object is known."""
+    return _parsed(text.decode(errors="replace"))
+
+
+def grouped(text: bytes) -> dict[str, Iterable[gto.Tag | gto.Ref]]:
+    """The same by the full name of their artifact."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in text.decode(errors="replace").split("\n"):
+        tag = line.partition("\trefs/tags/")[2]
+        artifact = gto.fullname_of(tag)
+        if len(artifact) < len(tag):
+            found[artifact].append(line)
+    return {artifact: _Unparsed(lines) for artifact, lines in found.items()}
+
+
+def _parsed(text: str) -> list[gto.Tag | gto.Ref]:
     return [
         gto.Tag(name, Revision(commit), int(time), annotated=True) if commit else gto.Ref(name, oid)
-        for oid, name, commit, time in _TAG.findall(text.decode(errors="replace"))
+        for oid, name, commit, time in _TAG.findall(text)
     ]
 
 
