@@ -139,7 +139,13 @@ class Service:
         return StudioLinks(self, repository, selector)
 
     def download_uris(self, repository: str, selector: Selector) -> tuple[dict[RelPath, str], str]:
-        """Path -> link by the route of DVC Studio; and the revision, empty where it is not told."""
+        """Path -> link by the route of DVC Studio; and the revision, empty where it is not told.
+
+        Raises as `get` does, UnsafePath, and InvalidRequest for a revision, which the route would
+        overlook.
+        """
+        if selector.revision:
+            raise InvalidRequest("rev", "this service takes a version or a stage")
         answer = self.get(_STUDIO, {"repo": repository, **_query(selector)})
         if not isinstance(answer.value, dict) or not answer.value:
             raise NotARegistry(self.url, "it lists no links")

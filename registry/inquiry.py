@@ -84,7 +84,8 @@ class AtService:
         files = tuple(receipt.files)
         try:
             links = ReceiptLinks(self.service, receipt)
-            links.origin(files[0], None)
+            for file in files[:1]:
+                links.origin(file, None)
         except NotFoundThere:
             at_revision = Selector(receipt.selector.artifact, revision=receipt.revision)
             same = self.service.receipt(self.repository, at_revision)
@@ -95,6 +96,10 @@ class AtService:
 
     def links(self, selector: Selector) -> dict[str, str]:
         """The links of the service."""
+        if selector.revision:
+            at_revision = self.find(selector)
+            sources = at_revision.sources
+            return {file.path: sources.origin(file, None).url for file in at_revision.files}
         found, _ = self.service.download_uris(self.repository, selector)
         return {path: link for path, link in found.items()}  # noqa: C416 paths as plain text
 

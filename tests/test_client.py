@@ -370,6 +370,13 @@ def test_a_service_of_studio_s_gives_links_with_the_md5_in_them(server, service)
     assert links.revision == "a" * 40
 
 
+def test_it_is_not_asked_for_a_revision_which_it_would_overlook(server, service) -> None:
+    with pytest.raises(InvalidRequest):
+        service.studio("r", Selector.parse("m", rev="b" * 40))
+
+    assert server.asked == []
+
+
 def test_its_fresh_links_are_to_the_same_objects(server, service) -> None:
     server.say(STUDIO, 200, {"m.pkl": f"{KEY}?sig=1"})
     server.say(STUDIO, 200, {"m.pkl": f"{KEY}?sig=2"})

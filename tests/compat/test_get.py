@@ -171,6 +171,15 @@ def test_links_download_with_curl(published, as_reader, tmp_path, monkeypatch, w
     assert (tmp_path / "m").read_bytes() == MODEL["v1.0.0"]
 
 
+def test_links_are_given_to_a_revision_as_well(published, as_reader, tmp_path):
+    first = published.origin.git("rev-parse", "main^")
+
+    done = run("urls", NAME, "m", "--rev", first, cwd=tmp_path, environ={})
+
+    with urllib3.PoolManager(retries=False) as pool:
+        assert pool.request("GET", done.stdout.strip()).data == MODEL["v1.0.0"]
+
+
 def test_the_service_and_git_itself_say_the_same(published, tmp_path):
     selector = Selector.parse("m", stage="prod")
     reader = published.user(tmp_path)
