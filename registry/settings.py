@@ -43,8 +43,10 @@ def _storage_url(value: object) -> StorageUrl:
 
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// URL without a query")
+    if "@" in parts.netloc:  # it would be in every link that begins with this
+        raise ValueError("must have no user name and no password in it")
     try:
         _ = parts.port
     except ValueError:

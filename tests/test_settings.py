@@ -101,6 +101,8 @@ def test_the_examples_in_the_shipped_file_are_valid_when_uncommented() -> None:
         ({"link_lifetime": 0}, "link_lifetime", "greater than or equal to 1"),
         ({"public_url": "localhost"}, "public_url", "http://"),
         ({"public_url": "http://h:99999"}, "public_url", "from 0 to 65535"),
+        ({"public_url": "http://h/#registry"}, "public_url", "without a query"),
+        ({"public_url": "http://user:hush@h"}, "public_url", "no user name"),
         ({"repositories": {}}, "repositories", "must be a list"),
         ({"repositories": ["x"]}, "repositories[0]", "must be a mapping"),
         ({"repositories": [{}]}, "repositories[0].url", "is missing"),
