@@ -54,7 +54,7 @@ bench: $(VENV)/.servers ## Measure everything that is promised about speed
 	$(BIN)/python -m benchmarks.run
 
 clean: ## Remove what was installed and built; var/ stays
-	rm -rf $(VENV) .venv-dvc .venv-mlflow .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-dvc .venv-mlflow .venv-mlflow-server .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -64,13 +64,19 @@ def request_of(path: str, token: str, etag: str = "") -> bytes:
 
 def apply(
     port: int,
-    request: bytes,
+    request: bytes | Callable[[], bytes],
     *,
     connections: int = 32,
     seconds: float = 3.0,
     until: Callable[[], bool] = lambda: False,
+    quick: bool = False,
 ) -> Load:
-    """Keeps that many connections busy, one request each at a time, for so long or `until`."""
+    """Keeps that many connections busy, one request each at a time, for so long or `until`.
+
+    `request` may make one request after the other. A client that is `quick` acknowledges at once
+    whatever it receives, which spares a server that sends its answer in two parts to wait for it.
+    """
+    following = request if callable(request) else lambda: request
     selector = selectors.DefaultSelector()
     everyone = [_Connection(port) for _ in range(connections)]
     latencies: list[float] = []
@@ -78,12 +84,14 @@ def apply(
     for connection in everyone:
         selector.register(connection.socket, selectors.EVENT_READ, connection)
         connection.sent = time.perf_counter()
-        connection.socket.sendall(request)
+        connection.socket.sendall(following())
     end = start + seconds
     while (now := time.perf_counter()) < end and not until():
         for key, _ in selector.select(0.1):
             connection = key.data
             data = connection.socket.recv(65536)
+            if quick:
+                connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             assert data, "the server closed a connection"
             connection.received += data
             if connection.is_answered():
@@ -91,7 +99,7 @@ def apply(
                 latencies.append(now - connection.sent)
                 connection.received = b""
                 connection.sent = now
-                connection.socket.sendall(request)
+                connection.socket.sendall(following())
     elapsed = time.perf_counter() - start
     for connection in everyone:
         connection.socket.close()

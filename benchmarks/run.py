@@ -25,7 +25,7 @@ from pathlib import Path
 from werkzeug.test import create_environ
 
 from benchmarks import client as downloads
-from benchmarks import load, signing
+from benchmarks import load, signing, tracking
 from benchmarks.world import World, bare_server, registry_server
 from registry.domain import Selector
 from registry.repository import Repository
@@ -383,7 +383,27 @@ def client(world: World) -> Iterator[Row]:
         yield Row("`registry get`", "DVC and curl", None, "x", 3, True, str(reason))
 
 
-PARTS = (sign, warm, unchanged, idle, tags, directory, huge, client)
+def track(world: World) -> Iterator[Row]:
+    """Experiments and runs, beside MLflow's own server."""
+    beside = "mlflow server"
+    if not tracking.install():
+        yield Row("tracking", beside, None, "x", 10, True, "MLflow cannot be had")
+        return
+    for found in tracking.compare(world.directory / "tracking"):
+        if isinstance(found, tracking.Compared):
+            rates, plain, p99s = found.rates, found.plain, found.p99s
+            note = (
+                f"{rates[0]:.0f}/s and {rates[1]:.0f}/s, p99 {p99s[0] * 1e3:.0f} and "
+                f"{p99s[1] * 1e3:.0f} ms; as clients come {plain[0]:.0f}/s and {plain[1]:.0f}/s"
+            )
+            yield Row(found.what, beside, rates[0] / rates[1], "x", 10, True, note)
+        else:
+            mine, other = found
+            note = f"{mine / MEBI:.0f} and {other / MEBI:.0f} MiB, 2 workers after all that"
+            yield Row("memory of tracking (PSS)", beside, mine / other, "x", 0.5, False, note)
+
+
+PARTS = (sign, warm, unchanged, idle, tags, directory, huge, client, track)
 
 
 def main(words: list[str]) -> int:

@@ -213,7 +213,8 @@ class Server:
             command("127.0.0.1", self.port),
             env={**os.environ, **environment},
             cwd=Path(__file__).parent.parent,
-            stderr=subprocess.DEVNULL,  # a line of log for every request
+            stdout=subprocess.DEVNULL,  # a line of log for every request
+            stderr=subprocess.DEVNULL,
         )
         for _ in range(200):
             try:
@@ -222,6 +223,11 @@ class Server:
             except OSError:
                 time.sleep(0.05)
         time.sleep(0.5)  # until the last worker is up
+
+    @property
+    def pid(self) -> int:
+        """The process that all others of the server descend from."""
+        return self._process.pid
 
     def workers(self) -> list[int]:
         """The ids of the worker processes."""
@@ -294,3 +300,14 @@ def _memory(pid: int, what: str) -> int:
         if line.startswith(f"{what}:"):
             return int(line.split()[1]) << 10
     raise ValueError(what)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    task = Path(f"/proc/{pid}/task/{pid}/children")
+    return [pid, *(one for child in task.read_text().split() for one in tree(int(child)))]
+
+
+def memory_of(pids: list[int]) -> int:
+    """What they hold together, in bytes: what several share counts once (PSS)."""
+    return sum(_memory(pid, "Pss") for pid in pids)

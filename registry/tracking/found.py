@@ -27,7 +27,7 @@ from registry.tracking.schema import (
     runs,
     tags,
 )
-from registry.tracking.search import Condition, holds, measures, number_or_text, text
+from registry.tracking.search import Condition, holds, measures, number_or_text, of_run, text
 from registry.tracking.store import Store
 
 SEPARATE = 50
@@ -172,9 +172,9 @@ class RunSearch:
                 )
                 return measures(latest, owned, comparison)
             case "param":
-                return holds(params, params.c.run == runs.c.number, comparison, embedded)
+                return of_run(params, runs.c.number, comparison, embedded)
             case "tag":
-                return holds(tags, tags.c.run == runs.c.number, comparison, embedded)
+                return of_run(tags, runs.c.number, comparison, embedded)
             case "attribute":
                 return number_or_text(_attribute(comparison.key), comparison, embedded)
             case "dataset":

@@ -6,12 +6,31 @@ import sqlalchemy as sa
 
 from registry.errors import InvalidRequest
 from registry.tracking.query import Comparison
-from registry.tracking.schema import PREFIX, beginning, params, tags
+from registry.tracking.schema import PREFIX, beginning
 
 _NUMBERS = ("=", "!=", "<", "<=", ">", ">=")
-_INDEXED = (params, tags)
 
 Condition = sa.ColumnElement[bool]
+
+
+def of_run(
+    table: sa.Table, run: "sa.ColumnElement[int]", comparison: Comparison, embedded: bool
+) -> Condition:
+    """The same as `holds` for params and tags of runs, which have an index of their values."""
+    if comparison.operator != "=":
+        return holds(table, table.c.run == run, comparison, embedded)
+    wanted = str(comparison.value)
+    found = sa.select(table.c.run).where(
+        table.c.key == comparison.key, beginning(table.c.value) == wanted[:PREFIX]
+    )
+    # A shorter one is the whole value. To say so twice would make the planner of PostgreSQL expect
+    # the square of what there is.
+    if len(wanted) >= PREFIX:
+        found = found.where(table.c.value == wanted)
+    if embedded:
+        # SQLite would not begin with the index by itself.
+        return run.in_(found)
+    return found.where(table.c.run == run).exists()
 
 
 def holds(table: sa.Table, owned: Condition, comparison: Comparison, embedded: bool) -> Condition:
@@ -21,13 +40,6 @@ def holds(table: sa.Table, owned: Condition, comparison: Comparison, embedded: b
     )
     if comparison.operator == "missing":
         return ~found.exists()
-    if comparison.operator == "=" and table in _INDEXED:
-        wanted = str(comparison.value)
-        found = found.where(beginning(table.c.value) == wanted[:PREFIX])
-        if len(wanted) < PREFIX:
-            # Then it is the whole value. To say so twice would make the planner of PostgreSQL
-            # expect the square of what there is.
-            return found.exists()
     if comparison.operator != "present":
         found = found.where(text(table.c.value, comparison, embedded))
     return found.exists()
