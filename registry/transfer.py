@@ -344,10 +344,14 @@ class _Target:
         directory = os.dup(self._descriptor)
         try:
             for part in path.parent.split("/") if path.parent else ():
-                if make:
-                    with suppress(FileExistsError):
+                try:
+                    below = self._below(path, part, directory)
+                except FileNotFoundError:
+                    if not make:
+                        raise
+                    with suppress(FileExistsError):  # another thread is faster
                         os.mkdir(part, dir_fd=directory)
-                below = self._below(path, part, directory)
+                    below = self._below(path, part, directory)
                 os.close(directory)
                 directory = below
             yield directory
@@ -391,30 +395,32 @@ class _Digest:
     def __init__(self) -> None:
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._left = _HASHED_ASIDE
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._chunks: queue.Queue[bytes | None] | None = None
         self._aside: threading.Thread | None = None
 
     def update(self, chunk: bytes) -> None:
         """Adds bytes, which must not change any more."""
-        if self._aside:
+        if self._chunks:
             self._chunks.put(chunk)
             return
         self._md5.update(chunk)
         self._left -= len(chunk)
         if self._left < 0:
-            self._aside = threading.Thread(target=self._hash, name="md5", daemon=True)
+            self._chunks = queue.Queue(_AHEAD)
+            hashing = (self._chunks,)
+            self._aside = threading.Thread(target=self._hash, args=hashing, daemon=True)
             self._aside.start()
 
     def hexdigest(self) -> str:
         """The digits, when all is hashed. The last that can be asked of it."""
-        if self._aside:
+        if self._chunks and self._aside:
             self._chunks.put(None)
             self._aside.join()
-            self._aside = None
+            self._chunks = self._aside = None
         return self._md5.hexdigest()
 
-    def _hash(self) -> None:
-        while (chunk := self._chunks.get()) is not None:
+    def _hash(self, chunks: "queue.Queue[bytes | None]") -> None:
+        while (chunk := chunks.get()) is not None:
             self._md5.update(chunk)
 
 
@@ -437,7 +443,8 @@ class _Part:
     def resume(self) -> int:
         """Goes on with what an earlier download left, if its end can be checked: so many bytes."""
         left = os.fstat(self._descriptor).st_size
-        if left and (self._file.md5 is None or left > (self._file.size or left)):
+        size = left if self._file.size is None else self._file.size
+        if left and (self._file.md5 is None or left > size):
             self.clear()
             return 0
         while chunk := os.read(self._descriptor, CHUNK):

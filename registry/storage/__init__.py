@@ -590,8 +590,8 @@ def _open_file(origin: Origin, root: Path) -> BinaryIO | None:
     """Opens a regular file that lies below `root`, also after every symbolic link is followed."""
     path = origin.url.removeprefix("file://")
     try:
-        real = os.path.realpath(path, strict=True)
-        if os.path.commonpath((real, os.path.realpath(root))) != os.path.realpath(root):
+        real, top = os.path.realpath(path, strict=True), os.path.realpath(root)
+        if os.path.commonpath((real, top)) != top:
             raise StorageUnavailable(origin.place, "it lies outside of its location")
         # Without O_NONBLOCK a named pipe would hold the worker until somebody writes to it.
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
