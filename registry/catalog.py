@@ -314,7 +314,9 @@ class Catalog:
     ) -> _Seen:
         begun = self._clock()
         snapshot = mirrored.snapshot(selector, max_age, _left(deadline))
-        return _Seen(snapshot, begun, snapshot.checked < begun - mirrored.allowed(max_age))
+        oldest = begun - mirrored.allowed(max_age)
+        # What was seen in the future was seen by a clock that was set back: nobody knows when.
+        return _Seen(snapshot, begun, not oldest <= snapshot.checked <= self._clock())
 
     def _resolved(
         self, mirrored: Mirrored, selectors: tuple[Selector, ...], seen: _Seen, deadline: float

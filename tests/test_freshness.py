@@ -174,6 +174,19 @@ def test_an_answer_that_is_older_than_allowed_says_so(origin, start) -> None:
     assert old.headers["X-Registry-Mirror-Age"] == "31"
 
 
+def test_an_answer_whose_age_nobody_knows_since_the_clock_was_set_back_says_so(
+    origin, start
+) -> None:
+    registry = start(origin.path, refresh=HOUR)
+    registry.ask(stage="prod")
+    hide(origin)
+    registry.clock.now -= 500
+    answer = registry.ask(stage="prod")
+
+    assert answer.status_code == 200
+    assert answer.headers["Warning"] == WARNING
+
+
 @pytest.mark.parametrize("query", [{}, {"stage": "prod"}, {"version": "v1.0.0"}])
 def test_the_last_state_is_served_for_so_long_and_no_longer(origin, start, query) -> None:
     registry = start(origin.path, refresh=30, max_stale=1000)
