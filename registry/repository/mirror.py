@@ -204,7 +204,10 @@ class Mirror:
                 found, changes = self._freeze(found, known or b"", now)
             state = replace(state, refs=digest, tags=self._write_refs(found))
             self._discard_outgoing()
-        _write(self._directory / "state", json.dumps(asdict(replace(state, checked=now))).encode())
+        state = replace(state, checked=now)
+        # That nothing was new at some time may be forgotten when the power fails.
+        is_news = last is None or state != replace(last, checked=now)
+        _write(self._directory / "state", json.dumps(asdict(state)).encode(), lasting=is_news)
         if self._notices:
             self._notices[:] = os.urandom(len(self._notices))
         for file in self._directory.glob("tags-*"):
@@ -618,11 +621,14 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(file: Path, data: bytes) -> None:
-    """Replaces a file as a whole, and for good, even when the power fails."""
+def _write(file: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Replaces a file as a whole, and for good, even when the power fails; if it need not be
+    `lasting`, the disk is not waited for.
+    """
     temporary = file.with_name(f"{file.name}.tmp")
     with open(temporary, "wb") as stream:
         stream.write(data)
         stream.flush()
-        os.fsync(stream.fileno())
+        if lasting:
+            os.fsync(stream.fileno())
     temporary.replace(file)
