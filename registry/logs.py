@@ -31,16 +31,17 @@ _STANDARD = {
 _REDACTED = "***"
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-# Each pattern keeps what its group 1 matched. The longest reach comes first.
+# Each pattern keeps what its group 1 matched. The longest reach comes first. Clients choose what is
+# matched here: no match may begin in a stretch that another attempt has read to its end.
 _SECRETS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         r"(authorization[\"']?\s{0,3}[:=,]\s{0,3}[\"']?(?:(?:token|bearer|basic|digest)\s+)?)[^\s\"',}\]]+",
         r"(\b(?:token|bearer|basic)\s+)(?=\S*\d)[A-Za-z0-9+/=_.~-]{16,}",
         r"\b(reg_)[A-Za-z0-9_.-]+",
-        r"\b(eyJ)[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?",  # a JWT
-        r"([a-z][a-z0-9+.-]*://)[^/\s\"'@]+@",
-        r"([a-z][a-z0-9+.-]*://[^\s\"'?]*\?)[^\s\"'<>]+",
+        r"\b(eyJ)(?:[A-Za-z0-9_]|-(?!eyJ)){8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?",  # a JWT
+        r"(://)[^/\s\"'@]+@",
+        r"(://(?:[^\s\"'?:]|:(?!//))*\?)[^\s\"'<>]+",
         r"(/objects/)[^\s\"'?<>]+",
         r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|(?<![a-z0-9])(?:sig|signature|md5"
         r"|token|password|passwd|secret|(?:secret_|account_?|api_?|access_)+key))"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -102,3 +103,21 @@ def test_any_text_becomes_one_line_of_json(message: str, reason: str) -> None:
 @given(st.text())
 def test_what_is_redacted_once_stays_as_it_is(text: str) -> None:
     assert redact(redact(text)) == redact(text)
+
+
+def test_no_text_that_a_client_chooses_keeps_a_worker_busy() -> None:
+    texts = [
+        "'key' + 'a' * 60_000",
+        "'key ' + 'a://' * 15_000",
+        "'key://' + 'a:' * 30_000",
+        "'eyJ-' * 15_000",
+        "'token ' * 10_000",
+        "'password:' + ' ' * 60_000",
+        "'basic' + ' ' * 60_000",
+        "'/objects/' * 6_000",
+        "'X-Amz-' * 10_000",
+    ]
+    # Apart, since what never ends here would hold up the tests as it does a worker.
+    program = f"from registry.logs import redact; [*map(redact, [{', '.join(texts)}])]"
+
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
