@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from mmap import mmap
 from pathlib import Path
@@ -273,6 +275,30 @@ def test_nobody_goes_back_in_time_whichever_worker_answers(origin, opened, notic
 
     assert seen == sorted(seen)
     assert means(workers[0].snapshot(HOUR), "v2.8.0")
+
+
+def test_nobody_is_told_of_an_older_state_while_a_newer_one_is_read(
+    origin, opened, notices, tmp_path
+) -> None:
+    first, second = opened(notices=notices), opened(notices=notices)
+    second.snapshot(HOUR)
+    origin.tag("m@v2.0.0")
+    opened.clock.now += 1
+    first.snapshot(0)
+    (tags,) = (tmp_path / "mirror").glob("tags-*")
+    told = tags.read_bytes()
+    tags.unlink()
+    os.mkfifo(tags)
+
+    with ThreadPoolExecutor(2) as requests:
+        reading = requests.submit(second.snapshot, HOUR)
+        with open(tags, "wb") as pipe:  # once it is read: half of what is new is known
+            meanwhile = requests.submit(second.snapshot, HOUR)
+            wait([meanwhile], 0.2)
+            pipe.write(told)
+
+    assert means(reading.result(), "v2.0.0")
+    assert means(meanwhile.result(), "v2.0.0")
 
 
 def test_a_lost_state_takes_nothing_from_who_knows_it(origin, opened, tmp_path) -> None:

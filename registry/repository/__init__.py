@@ -73,8 +73,9 @@ class Status:
 
 @dataclass(frozen=True)
 class _Known:
-    """The last snapshot, and what it was made of."""
+    """The last snapshot, what it was made of, and the mark of the mirror before that was read."""
 
+    mark: tuple[int, int] | None
     state: State
     refs: bytes
     snapshot: Snapshot
@@ -158,7 +159,6 @@ class Repository:
         self._lock = threading.Lock()
         self._adopting = threading.Lock()
         self._known: _Known | None = None
-        self._mark: tuple[int, int] | None = None
         self._flight: _Flight | None = None
         self._failure: _Failure | None = None
         self._damaged: float | None = None
@@ -342,7 +342,7 @@ class Repository:
     def _fresh(self, needed: float) -> Snapshot | None:
         """What this process knows, unless it is too old or another process knows more."""
         known = self._known
-        if known and self._mark == self._mirror.mark() and self._is_fresh(known.snapshot, needed):
+        if known and known.mark == self._mirror.mark() and self._is_fresh(known.snapshot, needed):
             return known.snapshot
         return None
 
@@ -362,7 +362,7 @@ class Repository:
         """The last snapshot there is, by this process or another one."""
         with self._adopting:
             known = self._known
-            self._mark = self._mirror.mark()  # before it is read: what comes later shows
+            mark = self._mirror.mark()  # before it is read: what comes later shows
             for _ in range(3):  # the tags file may be replaced while it is looked for
                 state = self._mirror.state()
                 if state is None or (known and state == known.state):
@@ -371,9 +371,11 @@ class Repository:
                 told = known.refs if known and same else self._mirror.refs(state)
                 if told is not None:
                     index = self._index(known, told)
-                    self._known = _Known(state, told, Snapshot(index, state.checked))
+                    known = _Known(mark, state, told, Snapshot(index, state.checked))
                     break
-            return self._known.snapshot if self._known else None
+            # With the mark, for until then other threads must take what they know for old.
+            self._known = known and replace(known, mark=mark)
+            return known.snapshot if known else None
 
     def _index(self, known: _Known | None, told: bytes) -> gto.Index:
         """The index of what is told now, made from the last one: it shares what did not change."""
