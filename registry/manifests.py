@@ -114,7 +114,11 @@ class Manifests:
         finally:
             with self._lock:
                 del self._flights[name]
-        return flight.result()
+        try:
+            return flight.result()
+        finally:
+            # An error remembers where it was raised, and what was read there, as long as it lives.
+            del flight
 
     def _listing(
         self,

@@ -453,9 +453,11 @@ class Reader:
             for chunk in stream:
                 found += chunk
                 if len(found) > limit:
+                    found.clear()
                     # How much larger, nobody has said.
                     raise ObjectTooLarge(origin.place, problem, size=1 << 62)
                 if self._clock() > deadline:
+                    found.clear()  # the error remembers it
                     raise StorageUnavailable(origin.place, "it does not answer in time")
             return found  # and no copy of it: it may be a tenth of a gigabyte
         finally:
