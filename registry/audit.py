@@ -225,6 +225,11 @@ class AuditLog:
         self._closed = threading.Event()
         self._writing = 0
 
+    @property
+    def is_required(self) -> bool:
+        """Whether `write` waits until the row is committed."""
+        return self._mode == "required"
+
     def create_tables(self) -> None:
         """Makes the tables that are missing; harmless when all are there."""
         with translated():

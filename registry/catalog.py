@@ -398,6 +398,17 @@ class Catalog:
             self._recent[question] = terms, download
         return download
 
+    def again(self, principal: Principal, spelling: str, selector: Selector) -> Download | None:
+        """What `download_uris` answered to the same question within this second, if that still is
+        the answer. Waits for nothing. Raises InvalidRequest, RepositoryNotFound and Unavailable.
+        """
+        mirrored = self._opened(principal, spelling)
+        known = self._recent.get((mirrored.repository.name, selector, principal.repositories))
+        if known is None or known[0][2] != int(self._clock()):
+            return None
+        seen = self._seen(mirrored, selector, None, time.monotonic())
+        return known[1] if known[0] == (seen.snapshot, seen.stale, int(seen.begun)) else None
+
     def _download(self, principal: Principal, resolution: Resolution) -> Download:
         links = self.links(self.manifest(principal, resolution))
         return Download(resolution, links.expires, links.parts)

@@ -38,8 +38,8 @@ def create_app(services: Services, linger: float = observe.LINGER) -> Flask:
     app.register_blueprint(openapi.blueprint())
     app.register_blueprint(docs.blueprint(services))
     app.register_blueprint(health.blueprint(services))
-    unchanged = registry.Unchanged(app.wsgi_app, services)
-    watch = observe.Watch(unchanged, services.metrics, linger)
+    known = registry.Unchanged(studio.Again(app.wsgi_app, services), services)
+    watch = observe.Watch(known, services.metrics, linger)
     app.wsgi_app = app.extensions["watch"] = watch  # type: ignore[method-assign]
     if services.trusted_proxies:
         # Only who asks: links are made from public_url, whatever a proxy says about hosts.

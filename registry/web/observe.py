@@ -195,12 +195,22 @@ def _limits(quota: Quota) -> list[tuple[str, str]]:
 
 
 class Record:
-    """Writes down what is decided about an artifact, as the client spelled it. One per answer."""
+    """Writes down what is decided about an artifact, as the client spelled it. One per answer.
+
+    `seen` is the trace of the request, if Flask is not asked.
+    """
 
     def __init__(
-        self, services: Services, repository: str, name: str, version: str, stage: str
+        self,
+        services: Services,
+        repository: str,
+        name: str,
+        version: str,
+        stage: str,
+        seen: Trace | None = None,
     ) -> None:
         self._services = services
+        self._seen = seen or trace()
         self._repository = repository
         self._spelled = name + (version and f"@{version}") + (stage and f"#{stage}")
 
@@ -235,12 +245,12 @@ class Record:
         version: str | None = None,
         files: int = 0,
     ) -> None:
-        environ = request.environ
-        seen = environ[_TRACE]
+        seen = self._seen
+        assert seen.principal
         self._services.audit.write(
             Event(
                 request=seen.request_id,
-                address=environ.get("REMOTE_ADDR") or "",
+                address=seen.address,
                 token=seen.principal.id,
                 repository=repository,
                 selector=logs.redact(self._spelled)[:_LONGEST],

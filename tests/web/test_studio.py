@@ -1234,3 +1234,40 @@ def test_two_logins_for_one_place_cannot_both_go_through_the_gateway(tmp_path, s
 
     with pytest.raises(SettingsError, match="listed twice"):
         serve({}, twins)
+
+
+class TestTheSameQuestionWithinASecond:
+    """A hundred pipelines that start at once ask for one model."""
+
+    def test_it_has_the_same_answer_with_an_id_and_an_audit_row_of_its_own(self, acme) -> None:
+        first, second = acme.ask(), acme.ask()
+
+        assert second.data == first.data
+        ids = [answer.headers.pop("X-Request-Id") for answer in (first, second)]
+        assert sorted(first.headers) == sorted(second.headers)
+        acme.services.audit.close()
+        rows = [json.loads(row.record) for row in acme.services.audit.rows()]
+        assert [row["request"] for row in rows] == ids
+        assert {row["decision"] for row in rows} == {"granted"}
+
+    def test_a_token_that_may_not_see_the_repository_learns_nothing_from_it(self, acme) -> None:
+        assert acme.ask().status_code == 200
+
+        assert acme.ask(token=acme.token("other/*")).status_code == 404
+        assert acme.ask(token=acme.token(scopes=["metrics:read"])).status_code == 403
+        assert acme.ask(token="reg_nobody").status_code == 401
+
+    def test_a_revoked_token_is_refused(self, acme) -> None:
+        token = acme.token()
+        assert acme.ask(token=token).status_code == 200
+        acme.services.access.revoke(acme.services.access.principal(token).id)
+        acme.clock.now += 3
+
+        assert acme.ask().status_code == 200
+        assert acme.ask(token=token).status_code == 401
+
+    def test_the_next_second_has_links_of_its_own(self, acme) -> None:
+        first = acme.ask()
+        acme.clock.now += 1
+
+        assert acme.ask().data != first.data
