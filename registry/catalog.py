@@ -7,12 +7,13 @@ A request takes these steps, all of them in memory once the mirror is fresh and 
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import groupby
+from typing import Generic, TypeVar
 
 from registry.contents import Contents
 from registry.domain import (
@@ -215,8 +216,30 @@ class _Seen:
     stale: bool
 
 
-_Question = tuple[str, Selector, tuple[str, ...]]
-"""The name of a repository, what is asked about it, and what the principal may see."""
+_Asked = TypeVar("_Asked", bound=Hashable)
+_Told = TypeVar("_Told")
+
+
+class _Recent(Generic[_Asked, _Told]):
+    """What was answered lately about repositories, with the terms that it followed from. When those
+    of a repository change, what followed from others is dropped: they may hold a hundred thousand
+    tags.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, _Asked], tuple[object, _Told]] = {}
+
+    def get(self, repository: str, asked: _Asked, terms: object) -> _Told | None:
+        known = self._told.get((repository, asked))
+        return known[1] if known and known[0] == terms else None
+
+    def keep(self, repository: str, asked: _Asked, terms: object, told: _Told) -> None:
+        if len(self._told) >= _MANY:
+            self._told.clear()
+        for key, (before, _) in [*self._told.items()]:
+            if key[0] == repository and before != terms:
+                self._told.pop(key, None)
+        self._told[repository, asked] = terms, told
 
 
 class Catalog:
@@ -242,8 +265,9 @@ class Catalog:
         self._clock = clock
         # Small answers, with what they follow from besides the question: while that is the same,
         # links that were signed again would be the same to the byte.
-        self._resolutions: dict[tuple[str, Selector], tuple[tuple[Snapshot, bool], Resolution]] = {}
-        self._recent: dict[_Question, tuple[tuple[Snapshot, bool, int], Download]] = {}
+        self._resolutions: _Recent[tuple[Selector, bool], Resolution] = _Recent()
+        # Who asks matters by what they may see: an import can lead to a repository they may not.
+        self._downloads: _Recent[tuple[Selector, bool, tuple[str, ...]], Download] = _Recent()
 
     def resolve(
         self,
@@ -266,14 +290,11 @@ class Catalog:
             return self._at(mirrored, selector, selector.revision, deadline)
         seen = self._seen(mirrored, selector, max_age, deadline)
         # One and the same for as long as the origin was not looked at again.
-        question, terms = (mirrored.repository.name, selector), (seen.snapshot, seen.stale)
-        known = self._resolutions.get(question)
-        if known and known[0] == terms:
-            return known[1]
-        (resolution,) = self._resolved(mirrored, (selector,), seen, deadline)
-        if len(self._resolutions) >= _MANY:
-            self._resolutions.clear()
-        self._resolutions[question] = terms, resolution
+        name, asked = mirrored.repository.name, (selector, seen.stale)
+        resolution = self._resolutions.get(name, asked, seen.snapshot)
+        if resolution is None:
+            (resolution,) = self._resolved(mirrored, (selector,), seen, deadline)
+            self._resolutions.keep(name, asked, seen.snapshot, resolution)
         return resolution
 
     def resolve_together(
@@ -384,18 +405,14 @@ class Catalog:
         mirrored = self._opened(principal, spelling)
         deadline = time.monotonic() + GIT_WAIT
         seen = self._seen(mirrored, selector, max_age, deadline)
-        # Who asks matters by what they may see: an import can lead to a repository they may not.
-        question = (mirrored.repository.name, selector, principal.repositories)
-        terms = (seen.snapshot, seen.stale, int(seen.begun))
-        known = self._recent.get(question)
-        if known and known[0] == terms:
-            return known[1]
-        (resolution,) = self._resolved(mirrored, (selector,), seen, deadline)
-        download = self._download(principal, resolution)
-        if len(download) <= _FEW:
-            if len(self._recent) >= _MANY:
-                self._recent.clear()
-            self._recent[question] = terms, download
+        name, terms = mirrored.repository.name, (seen.snapshot, int(seen.begun))
+        asked = selector, seen.stale, principal.repositories
+        download = self._downloads.get(name, asked, terms)
+        if download is None:
+            (resolution,) = self._resolved(mirrored, (selector,), seen, deadline)
+            download = self._download(principal, resolution)
+            if len(download) <= _FEW:
+                self._downloads.keep(name, asked, terms, download)
         return download
 
     def again(self, principal: Principal, spelling: str, selector: Selector) -> Download | None:

@@ -1,6 +1,9 @@
 """The core: which repository is meant, how fresh an answer is, and what signs its links."""
 
+import gc
+import math
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
@@ -141,6 +144,25 @@ def test_a_version_that_was_deregistered_is_gone_once_that_was_seen(origin, star
 
     with pytest.raises(VersionNotFound, match="deregistered"):
         resolve(registry, version="v1.0.0")
+
+
+def test_of_tags_that_changed_nothing_is_left_but_what_is_still_true(origin, start) -> None:
+    """A pipeline that asks for each new version once would keep a state of all tags for each."""
+    registry = start({NAME: origin})
+    known = []
+    for version in ("v2.0.0", "v3.0.0", "v4.0.0"):
+        origin.register(version)
+        registry.clock.now += REFRESH + 1
+        resolve(registry, version="v1.0.0")
+        resolve(registry)
+        resolve(registry, version=version)
+        registry.links(version=version)
+        (mirrored,) = registry.services.repositories
+        known.append(weakref.ref(mirrored.repository.snapshot(math.inf).index))
+
+    gc.collect()
+
+    assert [index() is not None for index in known] == [False, False, True]
 
 
 def test_many_threads_get_one_answer(origin, start) -> None:
