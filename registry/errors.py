@@ -15,7 +15,8 @@ RegistryError
  │    ├── ExperimentExists       the name is taken, if only by a deleted experiment
  │    ├── ParamExists            a param of a run is written once
  │    ├── ExperimentDeleted      a deleted experiment takes nothing new
- │    └── RunDeleted             a deleted run takes nothing new
+ │    ├── RunDeleted             a deleted run takes nothing new
+ │    └── LoggedFileInTheWay     a path is to be a file and a directory
  ├── NotServed                   a part of a dialect that this service does not speak
  ├── ClientError                 where a client runs: no service ever answers it
  │    ├── NotARegistry           what answers at the URL of the service is none
@@ -36,6 +37,7 @@ RegistryError
  │    ├── RunNotFound            never created
  │    ├── LoggedModelNotFound    never created, or deleted
  │    ├── TagNotFound            nothing is tagged so
+ │    ├── LoggedFileNotFound     a run or a logged model has no such file
  │    └── NotFoundThere          said by a service to a client
  ├── Unsignable                  found, but no link can be given for it
  │    ├── InvalidMetadata        a file of the repository is broken or hostile
@@ -268,6 +270,22 @@ class RunDeleted(Conflict):
     def detail(self) -> str:
         """Names it."""
         return f"The run {self.run} must be in the 'active' state: it is deleted."
+
+
+@dataclass(eq=False)
+class LoggedFileInTheWay(Conflict):
+    """A file is to be logged where a directory is, or below another file."""
+
+    path: str
+    taken: str
+
+    @property
+    def detail(self) -> str:
+        """Names both."""
+        return (
+            f"{_shortened(self.path)!r} cannot be logged: {_shortened(self.taken)!r} is there, and "
+            "nothing is a file and a directory."
+        )
 
 
 @dataclass(eq=False)
@@ -506,6 +524,19 @@ class TagNotFound(NotFound):
     def detail(self) -> str:
         """Names both."""
         return f"No tag with name {_shortened(self.key)!r} in {self.owner}."
+
+
+@dataclass(eq=False)
+class LoggedFileNotFound(NotFound):
+    """A run or a logged model has no file of this path."""
+
+    path: str
+    owner: str
+
+    @property
+    def detail(self) -> str:
+        """Names both."""
+        return f"No file {_shortened(self.path)!r} in {self.owner}."
 
 
 @dataclass(eq=False)

@@ -45,6 +45,7 @@ from registry.storage.azure import AzureSigner
 from registry.storage.filesystem import Filesystem
 from registry.storage.gateway import GatewayLinks
 from registry.storage.http import HttpSigner
+from registry.storage.keeping import DirectoryKeeper, Keeper, S3Keeper
 from registry.storage.local import LocalSigner
 from registry.storage.opened import Opened, OpenedSigner
 from registry.storage.s3 import Credentials, S3Signer, chain_credentials, static_credentials
@@ -62,6 +63,7 @@ class Services:
     `webhook_secrets` the name of a repository to the secret that its webhooks are signed with.
     `rate_limit` is None where there is no limit; `trusted_proxies` is how many stand before us.
     `exchange_limit` counts the attempts of an address to exchange what is good for no token.
+    `keeper` has the objects of logged files.
     """
 
     access: Access
@@ -87,6 +89,7 @@ class Services:
     stores: Stores
     reader: Reader
     gateway: GatewayLinks
+    keeper: Keeper
     clock: Callable[[], float]
     _tracking: "_Tracking" = field(repr=False)
 
@@ -130,7 +133,8 @@ class Services:
             for mirrored in repositories
             if mirrored.repository.shares_files
         )
-        grants = Grants((*locations, *shared))
+        keeper = _keeper(settings, locations, gateway, clock)
+        grants = Grants((*locations, keeper.location, *shared))
         stores = Stores((it.signer.store for it in locations if it.signer.store), clock)
         reader = Reader(stores=stores)
         issued = Issued(settings.database, clock)
@@ -174,6 +178,7 @@ class Services:
             stores=stores,
             reader=reader,
             gateway=gateway,
+            keeper=keeper,
             clock=clock,
             _tracking=_Tracking(settings.database, clock),
         )
@@ -300,6 +305,27 @@ def _location(item: StorageSettings, key: str, gateway: GatewayLinks, chain: Cha
         return Location(item.url, item.repositories, _signer(item, gateway, chain))
     except ValueError as error:
         raise SettingsError(key, str(error)) from None
+
+
+def _keeper(
+    settings: Settings,
+    locations: tuple[Location, ...],
+    gateway: GatewayLinks,
+    clock: Callable[[], float],
+) -> Keeper:
+    """Where the objects of logged files go: below a configured location, or below data_dir."""
+    url = settings.logged_files
+    location = Grants(locations).holding(url)
+    if location is None and settings.tracking.storage:
+        problem = "must be one of the locations below `storage`, or lie in one"
+        raise SettingsError("tracking.storage", problem)
+    if location is None or not settings.tracking.storage:
+        # Granted to no repository: no .dvc/config can ask for what lies there.
+        location = Location(url, (), LocalSigner(Path("/", url.path), gateway))
+    if isinstance(location.signer, S3Signer):
+        spool = settings.data_dir.absolute() / "uploads"
+        return S3Keeper(location, url, location.signer, spool, clock)
+    return DirectoryKeeper(location, url)
 
 
 def _refuse_twins(storage: tuple[StorageSettings, ...]) -> None:

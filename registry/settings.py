@@ -335,6 +335,18 @@ def _begins(patterns: tuple[str, ...], shared: str = "") -> bool:
     return all(len(re.split(r"[*?[]", pattern)[0].removeprefix(shared)) > 0 for pattern in patterns)
 
 
+class TrackingSettings(_Section):
+    """Where what is logged is kept."""
+
+    storage: Location | None = None
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> "TrackingSettings":
+        if self.storage and self.storage.scheme not in ("file", "s3"):
+            raise ValueError("storage: can only be file:// or s3://")
+        return self
+
+
 class Settings(_Section):
     """The whole configuration. Build it directly in tests; `load` reads a file."""
 
@@ -353,6 +365,7 @@ class Settings(_Section):
     storage: tuple[StorageSettings, ...] = ()
     issuers: tuple[IssuerSettings, ...] = ()
     exchange_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 60
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Settings":
@@ -372,6 +385,13 @@ class Settings(_Section):
         if self.database_url:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data_dir.absolute() / 'registry.db'}"
+
+    @property
+    def logged_files(self) -> StorageUrl:
+        """Where the objects of logged files lie; below `data_dir` unless it is said."""
+        if self.tracking.storage:
+            return self.tracking.storage
+        return StorageUrl.parse(f"file://{self.data_dir.absolute() / 'artifacts'}")
 
     @property
     def secret_keys(self) -> list[str]:

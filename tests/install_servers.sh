@@ -90,7 +90,7 @@ install_mlflow() {
     "$@" --requirement tests/requirements-mlflow.txt >.servers/log 2>&1 && return
     note "the lock of MLflow does not fit this Python: only MLflow itself is pinned"
     direct=$(sed -n '/^mlflow-skinny==/p' tests/requirements-mlflow.txt)
-    quietly "$@" "$direct" && return
+    quietly "$@" "$direct" scikit-learn skops matplotlib pillow pandas && return
     note "no MLflow for this machine"
     return 1
 }

@@ -4,13 +4,13 @@ Written out rather than left to botocore, which takes some fifty times as long f
 tests hold it to botocore's outcome, byte for byte. The rule:
 https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
 
-    GET \\n path \\n query \\n host:... \\n \\n host \\n UNSIGNED-PAYLOAD          canonical request
-    AWS4-HMAC-SHA256 \\n date \\n scope \\n sha256(canonical request)            string to sign
-    HMAC chain over secret, day, region, "s3", "aws4_request"                signing key, per day
+    method \\n path \\n query \\n host:... \\n \\n host \\n UNSIGNED-PAYLOAD     canonical request
+    AWS4-HMAC-SHA256 \\n date \\n scope \\n sha256(canonical request)       string to sign
+    HMAC chain over secret, day, region, "s3", "aws4_request"           signing key, per day
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -18,7 +18,7 @@ from hmac import digest
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
-from registry.domain import Entry
+from registry.domain import Entry, RelPath
 from registry.errors import CredentialsUnavailable
 from registry.storage import LEAST_LIFE, Links, Origin, Renewed, keyed_hmac, lifespan
 from registry.storage.stores import Store
@@ -32,6 +32,7 @@ _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _PLAIN = re.compile(r"[A-Za-z0-9._~/-]*")
 _LONGEST = 604_800
 _OWN_READS = 300
+_ANY = Entry(RelPath.ROOT, "")
 
 # Every region lies below amazonaws.com, except in these partitions.
 _DNS_SUFFIXES = {
@@ -162,20 +163,55 @@ class S3Signer:
         """A link of five minutes, against the endpoint that the service reaches."""
         return Origin(self._links(now, _OWN_READS, self._internal).sign(path, entry))
 
+    def request(
+        self,
+        method: str,
+        path: str,
+        now: datetime,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        public: bool = False,
+    ) -> str:
+        """A URL of five minutes that does to an object what the method and `parameters` say.
+
+        For the service itself, unless it is `public`. Raises CredentialsUnavailable.
+        """
+        credentials, start, expires = self._terms(now, _OWN_READS)
+        more = "&".join(f"{name}={_quote(value)}" for name, value in (parameters or {}).items())
+        address = self._public if public else self._internal
+        sign = self._signing(address, credentials, start, expires, method, more)
+        return sign(path, _ANY)
+
     def _links(self, now: datetime, lifetime: int, address: "_Address") -> Links:
+        credentials, start, expires = self._terms(now, lifetime)
+        # A busy service signs many answers in one second, and all but the paths is the same.
+        terms, known = (credentials, address, start, expires), self._links_of_the_second
+        if known and known[0] == terms:
+            return known[1]
+        links = Links(expires, self._signing(address, credentials, start, expires))
+        self._links_of_the_second = terms, links
+        return links
+
+    def _terms(self, now: datetime, lifetime: int) -> tuple[Credentials, datetime, datetime]:
         credentials = self._credentials(now)
         if credentials.expires and credentials.expires - now < LEAST_LIFE:
             raise CredentialsUnavailable(f"s3://{self._bucket}", "they expire within five minutes")
         if lifetime > _LONGEST:
             raise ValueError("S3 accepts no link that lives longer than a week")
-        start, expires = lifespan(now, lifetime, credentials.expires)
-        # A busy service signs many answers in one second, and all but the paths is the same.
-        terms, known = (credentials, address, start, expires), self._links_of_the_second
-        if known and known[0] == terms:
-            return known[1]
+        return credentials, *lifespan(now, lifetime, credentials.expires)
+
+    def _signing(
+        self,
+        address: "_Address",
+        credentials: Credentials,
+        start: datetime,
+        expires: datetime,
+        method: str = "GET",
+        parameters: str = "",
+    ) -> Callable[[str, Entry], str]:
         timestamp = start.strftime("%Y%m%dT%H%M%SZ")
         scope = f"{timestamp[:8]}/{self._region}/s3/aws4_request"
-        sign = _signing(
+        return _signing(
             address,
             credentials,
             f"AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n",
@@ -184,10 +220,9 @@ class S3Signer:
             f"&X-Amz-Date={timestamp}"
             f"&X-Amz-Expires={int((expires - start).total_seconds())}",
             self._signing_key(credentials, timestamp[:8]),
+            method,
+            parameters,
         )
-        links = Links(expires, sign)
-        self._links_of_the_second = terms, links
-        return links
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
         known = self._key_of_the_day
@@ -210,9 +245,18 @@ class _Address:
 
 
 def _signing(
-    address: _Address, credentials: Credentials, heading: str, query: str, key: bytes
+    address: _Address,
+    credentials: Credentials,
+    heading: str,
+    query: str,
+    key: bytes,
+    method: str,
+    parameters: str,
 ) -> Callable[[str, Entry], str]:
-    """What is the same for a whole answer is put together here, once."""
+    """What is the same for a whole answer is put together here, once.
+
+    The names of `parameters` are those of S3's methods, which sort behind `X-Amz-...`.
+    """
     base, prefix = address.base, address.prefix
     token = credentials.session_token
     token = f"&X-Amz-Security-Token={_quote(token)}" if token is not None else ""
@@ -220,6 +264,9 @@ def _signing(
     # Canonically the names are sorted; in the link they stand in the order that botocore writes.
     canonical = f"{query}{token}{signed_headers}"
     query = f"{query}{signed_headers}{token}&X-Amz-Signature="
+    if parameters:
+        canonical += f"&{parameters}"
+        query = f"{parameters}&{query}"
     ending = f"\nhost:{address.host}\n\nhost\nUNSIGNED-PAYLOAD"
     signature = keyed_hmac(key)
 
@@ -227,11 +274,11 @@ def _signing(
         # Most keys of DVC need no quoting, and quote() takes its time to find that out.
         path = prefix + (path if _PLAIN.fullmatch(path) else quote(path, safe="/~"))
         if entry.version_id is None:
-            request = f"GET\n{path}\n{canonical}{ending}"
+            request = f"{method}\n{path}\n{canonical}{ending}"
             link = f"{base}{path}?{query}"
         else:
             version = f"versionId={_quote(entry.version_id)}"
-            request = f"GET\n{path}\n{canonical}&{version}{ending}"
+            request = f"{method}\n{path}\n{canonical}&{version}{ending}"
             link = f"{base}{path}?{version}&{query}"
         hashed = sha256(request.encode()).hexdigest()
         return link + signature((heading + hashed).encode()).hexdigest()

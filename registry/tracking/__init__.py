@@ -2,7 +2,7 @@
 
     records.py      the nouns: what is logged, and what is read
     query.py        what is searched for, as values
-    experiments.py runs.py models.py      the verbs
+    experiments.py runs.py models.py files.py      the verbs
     found.py search.py pages.py           a search -> SQL -> one page and the token of the next
     schema.py migrations/                 the tables, and how a database comes to have them
     store.py        connections, and whose turn it is to write
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from registry.tracking.experiments import Experiments
+from registry.tracking.files import Files
 from registry.tracking.models import LoggedModels
 from registry.tracking.runs import Runs
 from registry.tracking.store import Store
@@ -29,13 +30,20 @@ class Tracking:
     experiments: Experiments
     runs: Runs
     models: LoggedModels
+    files: Files
 
     @classmethod
     def of(cls, database: str, clock: Callable[[], float] = time.time) -> "Tracking":
         """Over the database of an SQLAlchemy URL. Opens no connection. Raises SettingsError."""
         store = Store(database, clock)
         experiments = Experiments(store)
-        return cls(store, experiments, Runs(store, experiments), LoggedModels(store, experiments))
+        return cls(
+            store,
+            experiments,
+            Runs(store, experiments),
+            LoggedModels(store, experiments),
+            Files(store),
+        )
 
     def upgrade(self) -> None:
         """Brings the tables to the form that this version knows; harmless when they have it."""

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from registry.domain import RelPath
+
 Status = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 View = Literal["active", "deleted", "all"]
 Role = Literal["input", "output"]
@@ -125,6 +127,30 @@ class LoggedModel:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Sequence[ModelMetric] = ()
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What has files: a run or a logged model, by its id, in an experiment."""
+
+    kind: Literal["run", "model"]
+    id: str
+    experiment: int
+
+
+class LoggedFile(NamedTuple):
+    """A file of a run or of a logged model, and the object that has its bytes."""
+
+    path: RelPath
+    md5: str
+    size: int
+
+
+class Listed(NamedTuple):
+    """One name in a directory, by its whole path. `size` is None for a directory."""
+
+    path: RelPath
+    size: int | None
 
 
 @dataclass(frozen=True)

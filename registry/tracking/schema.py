@@ -2,6 +2,7 @@
 
     experiment -< run -< metric (every value), latest metric (one row a key), param, tag
                      \\-< input -> dataset,  run_model -> logged model -< param, tag, metric
+    file (of a run or of a logged model): path -> MD5 and size of its object
 
 A run is known to clients by `id` and to other tables by `number`, which is half as wide as text in
 every index. Latest values have rows of their own, kept by the writer, so that a search never looks
@@ -210,5 +211,18 @@ model_metrics = sa.Table(
     sa.Column("step", sa.BigInteger, nullable=False),
     sa.Column("value", sa.Double, nullable=False),
     sa.Column("nan", sa.Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+files = sa.Table(
+    "tracking_files",
+    metadata,
+    # The id of a run or of a logged model: no two have the same one.
+    sa.Column("owner", sa.String(36), primary_key=True),
+    # Sorted by bytes, so that what lies below a directory is one stretch of the index.
+    sa.Column(
+        "path", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), primary_key=True
+    ),
+    sa.Column("md5", sa.String(32), nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )

@@ -15,9 +15,10 @@ from flask import Blueprint, Response, request
 
 from registry import logs
 from registry.audit import Delivery
-from registry.domain import RelPath
+from registry.domain import Entry, RelPath, StorageUrl
 from registry.errors import DatabaseUnavailable, InvalidLink, ObjectMissing, RegistryError
 from registry.services import Services
+from registry.storage import Location
 from registry.storage.gateway import ROUTE, GatewayLink
 from registry.web.auth import public
 from registry.web.observe import trace
@@ -55,19 +56,29 @@ def _answer(services: Services, link: GatewayLink, now: datetime) -> Response:
     location = services.grants.holding(link.url)
     if location is None:
         raise InvalidLink("the configuration no longer lists the location")
-    headers = _headers(link)
-    if link.entry.md5 and request.if_none_match.contains_weak(link.entry.md5):
+    return deliver(services, location, link.url, link.entry, now)
+
+
+def deliver(
+    services: Services, location: Location, url: StorageUrl, entry: Entry, now: datetime
+) -> Response:
+    """The object at `url`, under the name of its entry, as far as the request asks for it.
+
+    Raises ObjectMissing, StorageUnavailable or CredentialsUnavailable.
+    """
+    headers = _headers(entry)
+    if entry.md5 and request.if_none_match.contains_weak(entry.md5):
         return Response(status=304, headers=headers)
     handoff = services.handoffs.get(location.url)
-    if handoff and link.url.path.startswith(f"{location.url.path}/"):
-        below = link.url.path[len(location.url.path) + 1 :]
+    if handoff and url.path.startswith(f"{location.url.path}/"):
+        below = url.path[len(location.url.path) + 1 :]
         return Response(headers={**headers, "X-Accel-Redirect": f"{handoff}{quote(below)}"})
-    origin = location.signer.origin(link.url.path, link.entry, now)
+    origin = location.signer.origin(url.path, entry, now)
     unchanged = request.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
     wanted = request.headers.get("Range") if unchanged else None
     stream = services.reader.stream(origin, wanted, request.method)
     if stream is None:
-        raise ObjectMissing(link.entry.path, link.entry.md5)
+        raise ObjectMissing(entry.path, entry.md5)
     for name in ("Content-Length", "Content-Range", "Last-Modified"):
         if name in stream.headers:
             headers[name] = stream.headers[name]
@@ -94,15 +105,15 @@ def _record(services: Services, token: str, link: GatewayLink, reason: str | Non
     )
 
 
-def _headers(link: GatewayLink) -> dict[str, str]:
+def _headers(entry: Entry) -> dict[str, str]:
     """What is known without the store. A download, whatever the bytes are: never a page."""
-    name = quote(RelPath(link.entry.path).name)
+    name = quote(RelPath(entry.path).name)
     headers = {
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-store",
         "Content-Type": "application/octet-stream",
         "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
     }
-    if link.entry.md5:
-        headers["ETag"] = f'"{link.entry.md5}"'
+    if entry.md5:
+        headers["ETag"] = f'"{entry.md5}"'
     return headers

@@ -347,3 +347,124 @@ for call in (lambda: client.search_experiments(), lambda: client.create_experime
     refused = client(scopes=("--scope", "models:read")).run(script)
     assert refused == ["PERMISSION_DENIED"] * 6 + ["NOT_IMPLEMENTED"]
     assert set(client(MLFLOW_TRACKING_TOKEN="reg_nonsense").run(script)) == {"UNAUTHENTICATED"}
+
+
+FILES = """
+import pathlib
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt, numpy as np
+experiment = mlflow.set_experiment("files")
+pathlib.Path("one.txt").write_text("one")
+pathlib.Path("tree/sub").mkdir(parents=True, exist_ok=True)
+pathlib.Path("tree/a.bin").write_bytes(b"x" * 100_000)
+pathlib.Path("tree/sub/empty").write_text("")
+with mlflow.start_run() as run:
+    mlflow.log_artifact("one.txt")
+    mlflow.log_artifact("one.txt", "in/dir")
+    mlflow.log_artifacts("tree", "tree")
+    mlflow.log_text("h\u00e4llo", "texts/\u00fc 100% +1.txt")
+    mlflow.log_dict({"a": 1}, "dict.json")
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    mlflow.log_figure(figure, "figure.png")
+    mlflow.log_image(np.zeros((4, 4, 3), dtype="uint8"), "image.png")
+    mlflow.log_image(np.zeros((4, 4, 3), dtype="uint8"), key="steps", step=0)
+    mlflow.log_table({"a": [1, 2]}, "table.json")
+    mlflow.log_table({"a": [3]}, "table.json")
+run_id, uri = run.info.run_id, run.info.artifact_uri
+
+def walk(path=None):
+    for it in client.list_artifacts(run_id, path):
+        yield it.path, it.file_size
+        if it.is_dir:
+            yield from walk(it.path)
+
+local = pathlib.Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="tree"))
+sizes = dict(walk())
+images = [path for path in sizes if path.startswith("images/")]
+found = {
+    "listed": {path: size for path, size in sizes.items() if path not in images
+               and not path.endswith(".png")},
+    "images": len(images),
+    "of a file": client.list_artifacts(run_id, "one.txt"),
+    "tree": sorted(str(it.relative_to(local)) for it in local.rglob("*") if it.is_file()),
+    "same": (local / "a.bin").read_bytes() == b"x" * 100_000,
+    "text": mlflow.artifacts.load_text(f"{uri}/texts/\u00fc 100% +1.txt"),
+    "dict": mlflow.artifacts.load_dict(f"{uri}/dict.json"),
+    "table": mlflow.load_table("table.json", run_ids=[run_id])["a"].tolist(),
+}
+try:
+    mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="none")
+except Exception as error:
+    found["none"] = "RESOURCE_DOES_NOT_EXIST" in str(error) or type(error).__name__
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+get_artifact_repository(uri).delete_artifacts("tree/sub")
+found["after"] = [it.path for it in client.list_artifacts(run_id, "tree")]
+"""
+LISTED = {
+    "dict.json": 12,
+    "images": None,
+    "in": None,
+    "in/dir": None,
+    "in/dir/one.txt": 3,
+    "one.txt": 3,
+    "table.json": 38,
+    "texts": None,
+    "texts/\u00fc 100% +1.txt": 6,
+    "tree": None,
+    "tree/a.bin": 100_000,
+    "tree/sub": None,
+    "tree/sub/empty": 0,
+}
+
+
+def test_files_are_logged_listed_and_downloaded(client: Callable[..., Client]) -> None:
+    found = client().run(BEGIN + FILES)
+
+    assert found.pop("none")
+    assert found == {
+        "listed": LISTED,
+        "images": 2,
+        "of a file": [],
+        "tree": ["a.bin", "sub/empty"],
+        "same": True,
+        "text": "h\u00e4llo",
+        "dict": {"a": 1},
+        "table": [1, 2, 3],
+        "after": ["tree/a.bin"],
+    }
+
+
+MODELS = """
+import numpy as np
+import mlflow.sklearn
+from sklearn.linear_model import LinearRegression
+mlflow.set_experiment("loadable")
+x = np.arange(10.0).reshape(-1, 1)
+fitted = LinearRegression().fit(x, x[:, 0] * 2)
+with mlflow.start_run() as run:
+    info = mlflow.sklearn.log_model(fitted, name="line", input_example=x[:2])
+def predicted(model):
+    return round(float(model.predict(np.array([[4.0]]))[0]), 6)
+found = {
+    "runs:/": predicted(mlflow.sklearn.load_model(f"runs:/{run.info.run_id}/line")),
+    "models:/": predicted(mlflow.pyfunc.load_model(f"models:/{info.model_id}")),
+    "flavors": sorted(mlflow.models.get_model_info(info.model_uri).flavors),
+}
+mlflow.sklearn.autolog()
+LinearRegression().fit(x, x[:, 0])
+last = mlflow.last_active_run()
+found["autolog"] = [it.path for it in client.list_artifacts(last.info.run_id)]
+found["autologged"] = predicted(mlflow.pyfunc.load_model(mlflow.last_logged_model().model_uri))
+"""
+
+
+def test_models_are_logged_and_loaded_by_run_and_by_id(client: Callable[..., Client]) -> None:
+    assert client().run(BEGIN + MODELS) == {
+        "runs:/": 8.0,
+        "models:/": 8.0,
+        "flavors": ["python_function", "sklearn"],
+        "autolog": ["estimator.html"],
+        "autologged": 4.0,
+    }

@@ -27,8 +27,9 @@ OPERATIONS = [
     if method != "parameters"
 ]
 MLFLOW = {
-    (f"/api/{generation}/mlflow/{route.path.replace('{*', '{')}", route.method)
-    for generation, table in TABLES.items()
+    (f"/{prefix}/{route.path.replace('{*', '{')}", route.method)
+    for prefix, table in TABLES.items()
+    if prefix
     for route in table.routes
 }
 UNLOCKED = ([], [{}, {"token": []}])

@@ -1,7 +1,7 @@
 """Dialect 2: MLflow's tracking API, of the early REST document and of today's client.
 
     routes.py       which function answers what, and the scope that it needs
-    experiments.py runs.py models.py server.py    the functions
+    experiments.py runs.py models.py artifacts.py server.py    the functions
     wire.py         messages, both ways
     filters.py      the language of filters and orders -> comparisons of the core
     envelope.py     failures
@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 VERSION = "3.17.2"
 """The release of MLflow whose API this is. Clients decide by it what they may ask for."""
 
-GENERATIONS = ("2.0/preview", "2.0", "3.0")
+PREFIXES = (
+    "api/2.0/preview/mlflow",
+    "api/2.0/mlflow",
+    "api/3.0/mlflow",
+    "api/2.0/mlflow-artifacts",
+)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ROOTS = ("", "/mlflow")
 """Where the API begins: a service of its own, or a part of this one."""
@@ -53,30 +58,34 @@ def blueprint(services: Services) -> Blueprint:
     for root in ROOTS:
         routes.add_url_rule(f"{root}/health", "health", health)
         routes.add_url_rule(f"{root}/version", "version", version)
-    for generation in GENERATIONS:
-        view = partial(_answer, services, generation)
-        for prefix in (f"{root}/{twin}" for root in ROOTS for twin in ("api", "ajax-api")):
+    for prefix in PREFIXES:
+        view = partial(_answer, services, prefix)
+        name = prefix.removeprefix("api/").replace(".", "_")
+        for place in (f"{root}/{twin}" for root in ROOTS for twin in (prefix, f"ajax-{prefix}")):
+            # What stands in a path is for the endpoint to judge: nothing is put right before.
             routes.add_url_rule(
-                f"{prefix}/{generation}/mlflow/<path:endpoint>",
-                f"generation {generation}".replace(".", "_"),
-                view,
-                methods=METHODS,
+                f"{place}/<path:endpoint>", name, view, methods=METHODS, merge_slashes=False
             )
+    view = partial(_answer, services, "", "get-artifact")
+    for root in ROOTS:
+        routes.add_url_rule(f"{root}/get-artifact", "get-artifact", view)
     return routes
 
 
-def _answer(services: Services, generation: str, endpoint: str) -> Response:
+def _answer(services: Services, prefix: str, endpoint: str) -> Response:
     from registry.web.mlflow.routes import TABLES  # noqa: PLC0415 a worker may never need it
 
-    table = TABLES[generation]
+    table = TABLES[prefix]
     route, values = table.find(request.method, endpoint)
-    trace().route = f"{generation}/mlflow/{route.path}"
+    trace().route = f"{prefix.removeprefix('api/')}/{route.path}"
     access.require(principal(), route.scope)
     message = _message(route, table.flavour).with_path(values)
     deleted = route.deletes(message) if route.deletes else None
     body = route.handler(services, principal(), message)
     if deleted is not None:
         _record(services, deleted)
+    if isinstance(body, Response):
+        return body
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Response(text, mimetype="application/json")
 
@@ -85,7 +94,7 @@ def _message(route: "Route", flavour: "Flavour") -> "Message":
     """What was sent: in the URL for GET, otherwise in the body. Raises InvalidRequest."""
     from registry.web.mlflow.wire import Message  # noqa: PLC0415 see above
 
-    if request.method == "GET" and request.args:
+    if route.sends or (request.method == "GET" and request.args):
         return Message.of_query(request.args.to_dict(flat=False), flavour)
     request.max_content_length = route.largest
     body = request.get_data(cache=False)

@@ -29,7 +29,9 @@ from registry.errors import (
     Unsignable,
 )
 
-_PLACES = re.compile(r"(?:/mlflow)?/(?:ajax-)?api/\d\.\d/(?:preview/)?mlflow(?:-artifacts)?/")
+_PLACES = re.compile(
+    r"(?:/mlflow)?/(?:(?:ajax-)?api/\d\.\d/(?:preview/)?mlflow(?:-artifacts)?/|get-artifact$)"
+)
 
 CODES: dict[type[RegistryError], str] = {
     InvalidRequest: "INVALID_PARAMETER_VALUE",

@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
 from registry.domain import Principal
-from registry.errors import InvalidRequest
+from registry.errors import InvalidRequest, LoggedFileNotFound
 from registry.services import Services
 from registry.tracking.query import Comparison, Order, Search
-from registry.tracking.records import ModelStatus
+from registry.tracking.records import ModelStatus, Owner
 from registry.web.mlflow import filters, wire
 from registry.web.mlflow.names import random_name
 from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message
@@ -55,6 +56,11 @@ def finish(services: Services, _: Principal, message: Message) -> Json:
     found = services.tracking.models.finish(
         message.needed("model_id"), cast(ModelStatus, MODEL_STATUSES[status])
     )
+    if found.status == "ready" and found.artifact_location is None:
+        # What is loadable as a whole is so for DVC as well.
+        with suppress(LoggedFileNotFound):  # it has no files
+            owner = Owner("model", found.id, found.experiment)
+            services.keeper.put([services.tracking.files.manifest(owner)], ".dir")
     return {"model": wire.model(found)}
 
 

@@ -20,6 +20,13 @@ _FAILURES = {
     501: "`NOT_IMPLEMENTED`: a part of MLflow that is not served here.",
     503: "`TEMPORARILY_UNAVAILABLE`: again after `Retry-After` seconds.",
 }
+_MESSAGE: Json = {"application/json": {"schema": {"type": "object"}}}
+_BYTES: Json = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_PARTS: Json = {
+    "206": {"description": "The range that was asked for.", "content": _BYTES},
+    "304": {"description": "It is the one whose `ETag` was given: the MD5 of its bytes."},
+    "416": {"description": "It has no such range."},
+}
 
 
 def paths() -> dict[str, Json]:
@@ -28,11 +35,12 @@ def paths() -> dict[str, Json]:
     for root in ("/", "/mlflow/"):
         for name, answer in (("health", "OK."), ("version", "The release of MLflow's API.")):
             found[root + name] = {"get": _public(root, name, answer)}
-    for generation, table in TABLES.items():
+    for prefix, table in TABLES.items():
         for route in table.routes:
-            path = f"/api/{generation}/mlflow/{route.path.replace('{*', '{')}"
-            operation = _operation(route, generation)
-            found.setdefault(path, {})[route.method.lower()] = operation
+            for root in ("/",) if prefix else ("/", "/mlflow/"):
+                path = f"{root}{prefix}/{route.path.replace('{*', '{')}".replace("//", "/")
+                operation = _operation(route, root + prefix)
+                found.setdefault(path, {})[route.method.lower()] = operation
     return found
 
 
@@ -51,9 +59,9 @@ def schemas() -> dict[str, Json]:
     }
 
 
-def _operation(route: Route, generation: str) -> Json:
+def _operation(route: Route, prefix: str) -> Json:
     places = re.findall(r"{\*?(\w+)}", route.path)
-    words = re.sub(r"[^a-z0-9]+", "_", f"mlflow_{generation}_{route.method}_{route.path}".lower())
+    words = re.sub(r"[^a-z0-9]+", "_", f"mlflow_{prefix}_{route.method}_{route.path}".lower())
     operation: Json = {
         "operationId": words.strip("_"),
         "summary": f"MLflow's {route.path}",
@@ -68,17 +76,22 @@ def _operation(route: Route, generation: str) -> Json:
             for place in places
         ],
         "responses": {
-            "200": {
-                "description": "MLflow's message.",
-                "content": {"application/json": {"schema": {"type": "object"}}},
-            },
+            "200": _bytes("The file.") if route.gives else _message("MLflow's message."),
+            **(_PARTS if route.gives else {}),
             **{str(status): _failure(meaning) for status, meaning in _FAILURES.items()},
         },
     }
     if route.method != "GET":
-        body = {"application/json": {"schema": {"type": "object"}}}
-        operation["requestBody"] = {"content": body}
+        operation["requestBody"] = {"content": (_BYTES if route.sends else _MESSAGE)}
     return operation
+
+
+def _message(meaning: str) -> Json:
+    return {"description": meaning, "content": _MESSAGE}
+
+
+def _bytes(meaning: str) -> Json:
+    return {"description": meaning, "content": _BYTES}
 
 
 def _failure(meaning: str) -> Json:

@@ -6,12 +6,16 @@ of an endpoint that asks for less.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from registry.domain import Principal
 from registry.errors import EndpointNotFound, NotServed
 from registry.services import Services
-from registry.web.mlflow import experiments, models, runs, server
+from registry.web.mlflow import artifacts, experiments, models, runs, server
 from registry.web.mlflow.wire import CURRENT, EARLY, Flavour, Json, Message
+
+if TYPE_CHECKING:
+    from flask import Response
 
 READ = "tracking:read"
 WRITE = "tracking:write"
@@ -19,14 +23,15 @@ WRITE = "tracking:write"
 LARGEST_BODY = 8 * 1024 * 1024
 """Bytes of a request."""
 
-Handler = Callable[[Services, Principal, Message], Json]
+Handler = Callable[[Services, Principal, Message], "Json | Response"]
 
 
 @dataclass(frozen=True)
 class Route:
     """One endpoint. `{name}` in its path stands for one part of it, and `{*name}` for all the rest.
 
-    `deletes` says what the audit log will say was deleted.
+    `deletes` says what the audit log will say was deleted. `sends` and `gives` are said of bytes:
+    that they are the body of the request, which the handler reads, or of the answer.
     """
 
     method: str
@@ -35,6 +40,8 @@ class Route:
     scope: str
     deletes: Callable[[Message], str] | None = None
     largest: int = LARGEST_BODY
+    sends: bool = False
+    gives: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ _SHARED = (
     Route("GET", "metrics/get-history", runs.get_history, READ),
     Route("POST", "runs/search", runs.search, READ),
     Route("GET", "runs/search", runs.search, READ),
-    Route("GET", "artifacts/list", runs.list_artifacts, READ),
+    Route("GET", "artifacts/list", artifacts.list_run, READ),
 )
 PREVIEW = Table(EARLY, _SHARED)
 SECOND = Table(
@@ -136,10 +143,38 @@ SECOND = Table(
         Route("POST", "logged-models/{model_id}/params", models.log_params, WRITE),
         Route("PATCH", "logged-models/{model_id}/tags", models.set_tags, WRITE),
         Route("DELETE", "logged-models/{model_id}/tags/{*tag_key}", models.delete_tag, WRITE),
+        Route("GET", "logged-models/{model_id}/artifacts/directories", artifacts.list_model, READ),
+        Route(
+            "GET",
+            "logged-models/{model_id}/artifacts/files",
+            artifacts.download_of_model,
+            READ,
+            gives=True,
+        ),
     ),
     refused=("registered-models/", "model-versions/"),
 )
 THIRD = Table(CURRENT, (Route("GET", "server-info", server.info, READ),))
+FILES = Table(
+    CURRENT,
+    (
+        Route("GET", "artifacts", artifacts.list_below, READ),
+        Route("GET", "artifacts/{*path}", artifacts.download, READ, gives=True),
+        Route("PUT", "artifacts/{*path}", artifacts.upload, WRITE, sends=True),
+        Route("DELETE", "artifacts/{*path}", artifacts.delete, WRITE, deletes=artifacts.named),
+        Route("GET", "presigned/{*path}", artifacts.presigned, READ),
+        Route("POST", "mpu/create/{*path}", artifacts.refuse_parts, WRITE),
+        Route("POST", "mpu/complete/{*path}", artifacts.refuse_parts, WRITE),
+        Route("POST", "mpu/abort/{*path}", artifacts.refuse_parts, WRITE),
+    ),
+)
+PAGES = Table(CURRENT, (Route("GET", "get-artifact", artifacts.download_of_run, READ, gives=True),))
 
-TABLES: Mapping[str, Table] = {"2.0/preview": PREVIEW, "2.0": SECOND, "3.0": THIRD}
-"""The generation that a URL names -> its endpoints."""
+TABLES: Mapping[str, Table] = {
+    "api/2.0/preview/mlflow": PREVIEW,
+    "api/2.0/mlflow": SECOND,
+    "api/3.0/mlflow": THIRD,
+    "api/2.0/mlflow-artifacts": FILES,
+    "": PAGES,
+}
+"""What a URL begins with -> the endpoints that follow."""

@@ -274,12 +274,6 @@ def get_history(services: Services, _: Principal, message: Message) -> Json:
     return found
 
 
-def list_artifacts(services: Services, _: Principal, message: Message) -> Json:
-    """artifacts/list"""
-    run = services.tracking.runs.get(message.run_id())
-    return {"root_uri": wire.run_root(run)}
-
-
 def get_history_bulk(services: Services, _: Principal, message: Message) -> Json:
     """metrics/get-history-bulk, which draws a metric of several runs."""
     run_ids = message.texts("run_id")

@@ -5,13 +5,16 @@ from registry.services import Services
 from registry.web.mlflow.wire import Json, Message
 
 
-def info(_: Services, __: Principal, ___: Message) -> Json:
-    """server-info: what a client can make use of. What is not said, it takes for false."""
+def info(services: Services, _: Principal, __: Message) -> Json:
+    """server-info: what a client can make use of. What is not said, it takes for false.
+
+    Downloads by links are announced where those lead past this service, to the store itself.
+    """
     return {
         "store_type": "SqlStore",
         "workspaces_enabled": False,
         "trace_archival_enabled": False,
         "multipart_uploads_enabled": False,
-        "multipart_downloads_enabled": False,
-        "artifact_serving_enabled": False,
+        "multipart_downloads_enabled": services.keeper.location.signer.store is not None,
+        "artifact_serving_enabled": True,
     }

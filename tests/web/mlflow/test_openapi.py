@@ -13,8 +13,8 @@ from registry.access import SCOPES
 from registry.web.mlflow.routes import TABLES
 
 OPERATIONS = [
-    (f"/api/{generation}/mlflow/{route.path.replace('{*', '{')}", route.method)
-    for generation, table in TABLES.items()
+    (f"/{prefix}/{route.path.replace('{*', '{')}".replace("//", "/"), route.method)
+    for prefix, table in TABLES.items()
     for route in table.routes
 ]
 TEXTS = st.sampled_from(["", "0", "1", "x", "m-1", "é", "\x00", "\ud800", "NaN", "9" * 20, "a/b"])

@@ -1,0 +1,289 @@
+"""How bytes become objects of a location: what this service writes itself.
+
+    <url>/files/md5/ab/cdef...     an object, in the layout of DVC 3
+    <url>/.uploads/...             what arrives, in a directory: no object yet
+
+Bytes are hashed while they arrive, and have the name of their object only when all of them are
+there and on the disk: what is cut off leaves nothing that could be taken for an object. The same
+bytes are one object, however often they come.
+"""
+
+import errno
+import os
+import re
+import tempfile
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from hashlib import md5
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+from xml.sax.saxutils import escape
+
+import urllib3
+
+from registry.domain import Entry, RelPath, StorageUrl
+from registry.dvc.manifest import object_key
+from registry.errors import StorageUnavailable
+from registry.storage import Location
+from registry.storage.s3 import S3Signer
+
+PART = 64 << 20
+"""Bytes that go to S3 in one request. A larger object goes there in parts of this size."""
+
+_UPLOADS = ".uploads"
+_LEFT = 86_400
+"""Seconds after which an upload that nobody finished is removed: its process was killed."""
+_CHUNK = 1 << 20
+_UPLOAD_ID = re.compile(rb"<UploadId>([^<]{1,1024})</UploadId>")
+_TIMEOUT = urllib3.Timeout(connect=2, read=60)
+
+
+class Kept(NamedTuple):
+    """An object that is where it belongs."""
+
+    md5: str
+    size: int
+
+
+class Keeper(Protocol):
+    """A place for objects, to write and to read. Safe to share between threads."""
+
+    @property
+    def location(self) -> Location:
+        """Who signs for what lies there."""
+        ...
+
+    @property
+    def url(self) -> StorageUrl:
+        """Where the objects lie: within the location."""
+        ...
+
+    def put(self, chunks: Iterable[bytes], suffix: str = "") -> Kept:
+        """Writes an object. It is there when this returns; if `chunks` raises, there is nothing.
+
+        The digest of the manifest of a directory has the suffix `.dir`. Raises StorageUnavailable
+        or CredentialsUnavailable.
+        """
+        ...
+
+
+class DirectoryKeeper:
+    """Objects in a directory of this machine. Takes part in `Keeper`."""
+
+    def __init__(self, location: Location, url: StorageUrl) -> None:
+        self.location = location
+        self.url = url
+        self._root = Path("/", url.path)
+        self._swept = False
+
+    def put(self, chunks: Iterable[bytes], suffix: str = "") -> Kept:
+        """Writes an object: to a file beside it, which then gets its name."""
+        uploads = self._root / _UPLOADS
+        with _translated(str(self.url)):
+            uploads.mkdir(parents=True, exist_ok=True)
+            self._sweep(uploads)
+            file = tempfile.NamedTemporaryFile(dir=uploads, delete=False)  # noqa: SIM115 below
+        try:
+            with file:
+                kept = _write(chunks, file, suffix, str(self.url))
+            with _translated(str(self.url)):
+                self._name(Path(file.name), kept)
+        finally:
+            with suppress(OSError):  # it has its name
+                os.unlink(file.name)
+        return kept
+
+    def _name(self, file: Path, kept: Kept) -> None:
+        target = self._root / object_key(kept.md5, legacy=False)
+        with suppress(FileNotFoundError):
+            if target.stat().st_size == kept.size:
+                return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.chmod(0o444)  # as DVC keeps objects
+        file.replace(target)
+        for directory in (target.parent, target.parent.parent):
+            _sync(directory)
+
+    def _sweep(self, uploads: Path) -> None:
+        """Removes, once for a process, what was left by those that were killed."""
+        if self._swept:
+            return
+        self._swept = True
+        for left in uploads.iterdir():
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _LEFT:
+                    left.unlink()
+
+
+class S3Keeper:
+    """Objects in a bucket. Takes part in `Keeper`.
+
+    What arrives waits in a file without a name, for S3 wants to know how much there is.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        url: StorageUrl,
+        signer: S3Signer,
+        spool: Path,
+        clock: Callable[[], float] = time.time,
+        part: int = PART,
+    ) -> None:
+        """`spool` is a directory of this machine; `part` how much goes in one request."""
+        self.location = location
+        self.url = url
+        self._signer = signer
+        self._spool = spool
+        self._clock = clock
+        self._part = part
+        self._pool = urllib3.PoolManager(retries=False, maxsize=8, timeout=_TIMEOUT)
+
+    def put(self, chunks: Iterable[bytes], suffix: str = "") -> Kept:
+        """Writes an object, unless it is there: in parts if it is large."""
+        with _translated(str(self._spool)):
+            self._spool.mkdir(parents=True, exist_ok=True)
+            file = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115 below
+        with file:
+            kept = _write(chunks, file, suffix, str(self._spool))
+            path = self.url.below(object_key(kept.md5, legacy=False)).path
+            if not self._has(path, kept.size):
+                file.seek(0)
+                if kept.size > self._part:
+                    self._put_parts(path, file, kept.size)
+                else:
+                    self._put_whole(path, file, kept)
+        return kept
+
+    def _has(self, path: str, size: int) -> bool:
+        answer = self._ask("HEAD", path)
+        if answer.status not in (200, 404):
+            raise self._refused(path, answer)
+        return answer.status == 200 and answer.headers.get("Content-Length") == str(size)
+
+    def _put_whole(self, path: str, file: IO[bytes], kept: Kept) -> None:
+        # So that the store refuses bytes that changed on the way.
+        digest = b64encode(bytes.fromhex(kept.md5[:32])).decode()
+        headers = {"Content-Length": str(kept.size), "Content-MD5": digest}
+        answer = self._ask("PUT", path, body=file, headers=headers)
+        if answer.status != 200:
+            raise self._refused(path, answer)
+
+    def _put_parts(self, path: str, file: IO[bytes], size: int) -> None:
+        answer = self._ask("POST", path, {"uploads": ""})
+        begun = _UPLOAD_ID.search(answer.data) if answer.status == 200 else None
+        if begun is None:
+            raise self._refused(path, answer)
+        upload = begun[1].decode("ascii", "replace")
+        finished = False
+        try:
+            parts = []
+            for number, start in enumerate(range(0, size, self._part), 1):
+                length = min(self._part, size - start)
+                answer = self._ask(
+                    "PUT",
+                    path,
+                    {"partNumber": str(number), "uploadId": upload},
+                    body=_part(file, length),
+                    headers={"Content-Length": str(length)},
+                )
+                if answer.status != 200:
+                    raise self._refused(path, answer)
+                parts.append((number, answer.headers.get("ETag", "")))
+            answer = self._ask("POST", path, {"uploadId": upload}, body=_complete(parts))
+            # S3 may say 200 at once, and only then what went wrong.
+            if answer.status != 200 or b"<Error" in answer.data:
+                raise self._refused(path, answer)
+            finished = True
+        finally:
+            if not finished:
+                with suppress(StorageUnavailable):
+                    self._ask("DELETE", path, {"uploadId": upload})
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        body: IO[bytes] | Iterator[bytes] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        now = datetime.fromtimestamp(self._clock(), timezone.utc)
+        url = self._signer.request(method, path, now, parameters)
+        try:
+            return self._pool.request(
+                method, url, body=body, headers=dict(headers or {}), redirect=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            # Its text quotes the URL, and with it the signature.
+            problem = f"it does not take an object: {type(error).__name__}"
+            raise StorageUnavailable(self._shown(path), problem) from None
+
+    def _refused(self, path: str, answer: urllib3.BaseHTTPResponse) -> StorageUnavailable:
+        return StorageUnavailable(self._shown(path), f"it answers {answer.status}")
+
+    def _shown(self, path: str) -> str:
+        return str(StorageUrl(self.url.scheme, self.url.authority, path))
+
+
+def _part(file: IO[bytes], length: int) -> Iterator[bytes]:
+    """So many bytes of a file from where it is."""
+    while length and (chunk := file.read(min(length, _CHUNK))):
+        length -= len(chunk)
+        yield chunk
+
+
+def _complete(parts: Iterable[tuple[int, str]]) -> bytes:
+    listed = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
+        for number, tag in parts
+    )
+    return f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+
+
+def _write(chunks: Iterable[bytes], file: IO[bytes], suffix: str, place: str) -> Kept:
+    """Writes all that comes to a file, down to the disk. Raises StorageUnavailable."""
+    digest, size = md5(usedforsecurity=False), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
+        with _translated(place):
+            file.write(chunk)
+    with _translated(place):
+        file.flush()
+        os.fsync(file.fileno())
+    return Kept(digest.hexdigest() + suffix, size)
+
+
+class _translated:  # noqa: N801 it reads as a function
+    """Raises StorageUnavailable for what the file system says."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            problem = "there is no room left" if full else f"it cannot be written: {error.strerror}"
+            raise StorageUnavailable(self._place, problem) from None
+
+
+def _sync(directory: Path) -> None:
+    """Makes names in a directory outlive a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def located(keeper: Keeper, path: RelPath, md5: str) -> tuple[StorageUrl, Entry]:
+    """Where the object of a file lies, and the file as signers know it."""
+    key = object_key(md5, legacy=False)
+    return keeper.url.below(key), Entry(RelPath(path.name), key, md5)

@@ -1,0 +1,222 @@
+"""What MLflow calls artifacts: the files of runs and of logged models.
+
+A client gives a path, `<experiment>/<run>/artifacts/...` or `<experiment>/models/<model>/artifacts/
+...`, which is compared with what was logged, and nothing else: no part of it ever becomes the name
+of a file or a URL here. Each function answers one row of `routes`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from typing import Literal
+from urllib.parse import unquote
+
+from flask import Response, request
+
+from registry.audit import Event
+from registry.domain import Principal, RelPath
+from registry.errors import InvalidRequest, LoggedFileNotFound, NotServed, UnsafePath
+from registry.services import Services
+from registry.storage.keeping import located
+from registry.tracking.records import Listed, LoggedFile, Owner
+from registry.web.mlflow import wire
+from registry.web.mlflow.wire import Json, Message
+from registry.web.objects import deliver
+from registry.web.observe import trace
+
+PAGE = 1000
+"""Names in one answer of those that have pages."""
+LIFETIME = 3600
+"""Seconds that a presigned link lives."""
+
+_CHUNK = 1 << 18
+_ROOT = re.compile(
+    r"([0-9]{1,18})/(?:models/(?P<model>m-[0-9a-f]{32})|(?P<run>[0-9a-f]{32}))/artifacts"
+    r"(?:/(?P<path>.+))?"
+)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|file:", re.IGNORECASE)
+
+
+# By the whole path
+
+
+def upload(services: Services, _: Principal, message: Message) -> Json:
+    """PUT mlflow-artifacts/artifacts/{path}"""
+    owner, path = _place(message)
+    if not path:
+        raise InvalidRequest("path", "names no file")
+    services.tracking.files.check(owner, path)  # before anything is sent for nothing
+    kept = services.keeper.put(_received())
+    services.tracking.files.put(owner, LoggedFile(path, kept.md5, kept.size))
+    return {}
+
+
+def download(services: Services, _: Principal, message: Message) -> Response:
+    """GET mlflow-artifacts/artifacts/{path}"""
+    owner, path = _place(message)
+    return _deliver(services, owner, path)
+
+
+def list_below(services: Services, _: Principal, message: Message) -> Json:
+    """GET mlflow-artifacts/artifacts: names without the directory, which the client knows."""
+    owner, path = _place(message)
+    found = services.tracking.files.list(owner, path).found
+    return {"files": [{**it, "path": RelPath(it["path"]).name} for it in _infos(found, message)]}
+
+
+def delete(services: Services, _: Principal, message: Message) -> Json:
+    """DELETE mlflow-artifacts/artifacts/{path}"""
+    services.tracking.files.delete(*_place(message))
+    return {}
+
+
+def named(message: Message) -> str:
+    """What the audit log says was deleted."""
+    owner, path = _place(message)
+    kind = "run" if owner.kind == "run" else "logged model"
+    return f"files of {kind} {owner.id}: {path or 'all'}"
+
+
+def presigned(services: Services, principal: Principal, message: Message) -> Json:
+    """GET mlflow-artifacts/presigned/{path}: a link straight to the store, or to the gateway."""
+    owner, path = _place(message)
+    file = services.tracking.files.get(owner, path)
+    url, entry = located(services.keeper, file.path, file.md5)
+    links = services.keeper.location.signer.links(_now(services), LIFETIME)
+    link = links.sign(url.path, entry)
+    services.audit.write(
+        Event(
+            request=trace().request_id,
+            address=request.remote_addr or "",
+            token=principal.id,
+            repository="",
+            selector=f"{owner.kind} {owner.id}: {path}"[:255],
+            decision="granted",
+            files=1,
+        )
+    )
+    return {"url": link, "headers": {}, "file_size": file.size}
+
+
+def refuse_parts(_: Services, __: Principal, message: Message) -> Json:
+    """POST mlflow-artifacts/mpu/...: not served, and a client sends the file in one piece."""
+    _place(message)
+    raise NotServed("multipart uploads")
+
+
+# By the id of a run or of a logged model
+
+
+def list_run(services: Services, _: Principal, message: Message) -> Json:
+    """artifacts/list"""
+    run = services.tracking.runs.get(message.run_id())
+    if run.artifact_location is not None:
+        return {"root_uri": wire.run_root(run)}
+    owner = Owner("run", run.id, run.experiment)
+    return _listing(services, owner, wire.run_root(run), message, "path")
+
+
+def list_model(services: Services, _: Principal, message: Message) -> Json:
+    """GET logged-models/{model_id}/artifacts/directories"""
+    model = services.tracking.models.get(message.needed("model_id"))
+    if model.artifact_location is not None:
+        return {"root_uri": wire.model_root(model)}
+    owner = Owner("model", model.id, model.experiment)
+    root = wire.model_root(model)
+    return _listing(services, owner, root, message, "artifact_directory_path")
+
+
+def download_of_run(services: Services, _: Principal, message: Message) -> Response:
+    """GET /get-artifact"""
+    path = _relative(message.needed("path"), "path")
+    run = services.tracking.runs.get(message.run_id())
+    return _deliver(services, Owner("run", run.id, run.experiment), path)
+
+
+def download_of_model(services: Services, _: Principal, message: Message) -> Response:
+    """GET logged-models/{model_id}/artifacts/files"""
+    path = _relative(message.needed("artifact_file_path"), "artifact_file_path")
+    model = services.tracking.models.get(message.needed("model_id"))
+    return _deliver(services, Owner("model", model.id, model.experiment), path)
+
+
+def _listing(services: Services, owner: Owner, root: str, message: Message, field: str) -> Json:
+    directory = message.text(field)
+    page = services.tracking.files.list(
+        owner,
+        _relative(directory, field) if directory else RelPath.ROOT,
+        PAGE,
+        message.text("page_token"),
+    )
+    found: Json = {"root_uri": root}
+    if page.found:
+        found["files"] = list(_infos(page.found, message))
+    if page.next:
+        found["next_page_token"] = page.next
+    return found
+
+
+def _infos(found: Iterable[Listed], message: Message) -> Iterator[Json]:
+    """MLflow's FileInfo."""
+    for it in found:
+        if it.size is None:
+            yield {"path": it.path, "is_dir": True}
+        else:
+            yield {"path": it.path, "is_dir": False, "file_size": message.flavour.int64(it.size)}
+
+
+def _deliver(services: Services, owner: Owner, path: RelPath) -> Response:
+    file = services.tracking.files.get(owner, path)
+    url, entry = located(services.keeper, file.path, file.md5)
+    return deliver(services, services.keeper.location, url, entry, _now(services))
+
+
+def _now(services: Services) -> datetime:
+    return datetime.fromtimestamp(services.clock(), timezone.utc)
+
+
+def _received() -> Iterator[bytes]:
+    """What is sent. Raises InvalidRequest when it breaks off."""
+    while True:
+        try:
+            chunk = request.stream.read(_CHUNK)
+        except OSError:
+            raise InvalidRequest("body", "broke off") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _place(message: Message) -> tuple[Owner, RelPath]:
+    """Whose files a path names, and which. Raises InvalidRequest or LoggedFileNotFound."""
+    given = message.needed("path").removesuffix("/")
+    _relative(given, "path")
+    match = _ROOT.fullmatch(given)
+    if match is None:
+        raise LoggedFileNotFound(given, "any run or logged model")
+    kind: Literal["run", "model"] = "run" if match["run"] else "model"
+    return Owner(kind, match[kind], int(match[1])), RelPath(match["path"] or "")
+
+
+def _relative(given: str, field: str) -> RelPath:
+    """A path as a client gives it. Raises InvalidRequest for one that could be taken for another.
+
+    It was decoded once, and is not again; one that would then lead elsewhere is refused all the
+    same, for whoever decodes once more behind us.
+    """
+    try:
+        path = RelPath.parse(given)
+    except UnsafePath as error:
+        raise InvalidRequest(field, f"invalid path: {error.problem}") from None
+    if "#" in given or "?" in given or _SCHEME.match(given):
+        raise InvalidRequest(field, "invalid path: it could be taken for a URL")
+    decoded, before = unquote(given), given
+    while decoded != before:
+        if (
+            ".." in decoded.split("/")
+            or decoded.startswith("/")
+            or any(letter in decoded for letter in "\\\0#?")
+        ):
+            raise InvalidRequest(field, "invalid path: it is encoded twice")
+        decoded, before = unquote(decoded), decoded
+    return path
