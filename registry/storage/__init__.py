@@ -438,6 +438,9 @@ class Reader:
             problem = "it does not answer in time"
             self._stores.failed(_server(origin.url), problem)
             raise StorageUnavailable(origin.place, problem) from None
+        finally:
+            # Or else an error would hold itself, and all that those have read who met it.
+            del read
 
     def _read(self, origin: Origin, limit: int) -> bytearray | None:
         deadline = self._clock() + self._total
