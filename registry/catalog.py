@@ -420,11 +420,10 @@ class Catalog:
         the answer. Waits for nothing. Raises InvalidRequest, RepositoryNotFound and Unavailable.
         """
         mirrored = self._opened(principal, spelling)
-        known = self._recent.get((mirrored.repository.name, selector, principal.repositories))
-        if known is None or known[0][2] != int(self._clock()):
-            return None
+        name = mirrored.repository.name
         seen = self._seen(mirrored, selector, None, time.monotonic())
-        return known[1] if known[0] == (seen.snapshot, seen.stale, int(seen.begun)) else None
+        asked = selector, seen.stale, principal.repositories
+        return self._downloads.get(name, asked, (seen.snapshot, int(seen.begun)))
 
     def _download(self, principal: Principal, resolution: Resolution) -> Download:
         links = self.links(self.manifest(principal, resolution))
