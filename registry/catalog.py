@@ -275,17 +275,19 @@ class Catalog:
         spelling: str,
         selector: Selector,
         max_age: float | None = None,
+        wait: float = GIT_WAIT,
     ) -> Resolution:
         """The revision that `selector` means in the repository so spelled.
 
         An answer for a stage or the latest version lags behind the origin by no more than the
         repository's `refresh`, while the origin can be reached. What the known tags do not name is
         looked for at the origin once more, so that a tag pushed a second ago is found. `max_age`,
-        in seconds, asks for less than `refresh`, down to a look at the origin right now.
+        in seconds, asks for less than `refresh`, down to a look at the origin right now. Git is
+        waited for `wait` seconds.
         Raises InvalidRequest, NotFound, Unavailable.
         """
         mirrored = self._opened(principal, spelling)
-        deadline = time.monotonic() + GIT_WAIT
+        deadline = time.monotonic() + wait
         if selector.revision:
             return self._at(mirrored, selector, selector.revision, deadline)
         seen = self._seen(mirrored, selector, max_age, deadline)

@@ -59,9 +59,8 @@ class Issued:
         """Writes down what a receipt is made from, unless it is known. Raises
         DatabaseUnavailable.
         """
-        with self._lock:
-            if digest in self._known:
-                return
+        if digest in self:
+            return
         ((parameter, value),) = terms.selector.asked.items()
         row = {
             "digest": digest,
@@ -84,6 +83,11 @@ class Issued:
                     connection.execute(sa.insert(_rows).values(row))
         with self._lock:
             self._known[digest] = terms
+
+    def __contains__(self, digest: str) -> bool:
+        """Whether it is in memory that the receipt was written down."""
+        with self._lock:
+            return digest in self._known
 
     def find(self, digest: str) -> Terms | None:
         """What a receipt is made from; None for one that was never given out. Raises

@@ -49,18 +49,22 @@ class Ledger:
         """The receipt of what was resolved, which can be recalled from now on. Raises NotFound,
         Unsignable, Unavailable.
         """
-        recent = self._recent.get(resolution)
-        if recent and recent.is_for(principal):
-            return recent
-        terms = Terms(
-            resolution.repository.name,
-            resolution.selector,
-            resolution.revision,
-            resolution.version,
-            resolution.tag,
-        )
-        given = self._made(principal, resolution.repository, terms)
-        self._issued.keep(given.receipt.digest, terms)
+        given = self.known(principal, resolution)
+        if given is None:
+            terms = _terms(resolution)
+            given = self._made(principal, resolution.repository, terms)
+            self._issued.keep(given.receipt.digest, terms)
+            self._recent[resolution] = given
+        return given
+
+    def known(self, principal: Principal, resolution: Resolution) -> Given | None:
+        """The same, if it is in memory that it was given out: waits for nothing."""
+        given = self._recent.get(resolution)
+        if given:
+            return given if given.is_for(principal) else None
+        given = self._remembered(principal, _terms(resolution))
+        if given is None or given.receipt.digest not in self._issued:
+            return None
         self._recent[resolution] = given
         return given
 
@@ -95,3 +99,13 @@ class Ledger:
                 if self._given.getsizeof(given) <= self._given.maxsize:
                     self._given[terms] = given
         return given
+
+
+def _terms(resolution: Resolution) -> Terms:
+    return Terms(
+        resolution.repository.name,
+        resolution.selector,
+        resolution.revision,
+        resolution.version,
+        resolution.tag,
+    )

@@ -692,6 +692,25 @@ class TestUnchanged:
         assert self.headers(quick) == self.headers(slow)
         assert quick.headers["X-Request-Id"] != slow.headers["X-Request-Id"]
 
+    def test_what_takes_time_is_not_tried_twice(self, publish) -> None:
+        """Whoever waits 4 s for a store that fails must not wait for it again."""
+        with WebServer() as server:
+            server.status = 500
+            registry = publish(
+                {
+                    ".dvc/config": remote(server.url),
+                    "dvc.yaml": artifacts(m="data"),
+                    "data.dvc": output("data", f"{digest('1')}.dir"),
+                },
+                storage=[{"url": server.url, "repositories": ["*"]}],
+            )
+            without = resolve(registry)
+            asked = len(server.requests)
+            answer = resolve(registry, etag='"0"')
+
+        assert without.status_code == answer.status_code == 502
+        assert len(server.requests) == 2 * asked
+
     def test_a_stage_that_moved_is_noticed(self, registry, origin) -> None:
         etag = resolve(registry, stage="prod").headers["ETag"]
         origin.tag("m#prod#2")

@@ -2,8 +2,8 @@
 
 Pipelines ask every minute whether a stage moved, and nearly always it did not. All that a view
 would look at is looked at here as well: the token, its scope and its quota, what it may see, the
-tags of the repository, their age. Whatever is not this one plain question, and whatever is refused,
-is left to Flask, which finds the same once more and says it.
+tags of the repository, their age. It waits for nothing: whatever is not this one plain question,
+not in memory, or refused, is left to Flask, which has the time of a request for it.
 """
 
 from collections.abc import Iterable
@@ -59,9 +59,11 @@ class Unchanged:
         asks = services.access.principal(token_of(environ.get("HTTP_AUTHORIZATION", "")))
         access.require(asks, "models:read")
         selector = selector_of(given)
-        resolution = services.catalog.resolve(asks, given.get("repo", ""), selector)
-        receipt = services.ledger.receipt(asks, resolution).receipt
-        etag = f'"{receipt.digest}"'
+        resolution = services.catalog.resolve(asks, given.get("repo", ""), selector, wait=0.0)
+        known = None if resolution.stale else services.ledger.known(asks, resolution)
+        if known is None:
+            return False
+        etag = f'"{known.receipt.digest}"'
         if environ["HTTP_IF_NONE_MATCH"] != etag:
             return False
         seen = trace_of(environ)
