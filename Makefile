@@ -64,7 +64,7 @@ $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.checked: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[check]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[check,postgresql]'
 	@touch $@
 
 $(VENV)/.servers: $(VENV)/.installed tests/install_servers.sh $(wildcard tests/requirements-*.txt)
