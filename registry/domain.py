@@ -43,6 +43,8 @@ DIRNAME = r"[a-zA-Z0-9_./-]+"
 
 _NAME = re.compile(NAME)
 _DIRNAME = re.compile(DIRNAME)
+LONGEST_SPELLING = 2048
+"""Characters of the URL of a repository."""
 LONGEST_NAME = 255
 """Characters of the name of an artifact, a version or a stage."""
 
@@ -54,17 +56,23 @@ def parse_revision(text: str) -> Revision:
     return Revision(text)
 
 
-@lru_cache(512)  # a service is asked in few spellings, and in each again and again
 def canonical_repository(spelling: str) -> str | None:
     """`host/path` for every way to spell the URL of a hosted repository: https, ssh, scp-like and
     `github:owner/name`, with or without `.git`. A bare `owner/name` stays as it is.
 
-    None for what names no hosted repository: local paths, `.`, and the empty text. The host is
-    lower-cased, user names and the ports that go without saying are dropped.
+    None for what names no hosted repository: local paths, `.`, the empty text, and what is longer
+    than a URL can be. The host is lower-cased, user names and the ports that go without saying are
+    dropped.
 
     >>> canonical_repository("git@GitHub.com:iterative/example-gto.git")
     'github.com/iterative/example-gto'
     """
+    # Anybody may send a payload of a megabyte to a webhook: it must not be remembered.
+    return _canonical(spelling) if len(spelling) <= LONGEST_SPELLING else None
+
+
+@lru_cache(512)  # a service is asked in few spellings, and in each again and again
+def _canonical(spelling: str) -> str | None:
     text = spelling.strip()
     if "://" in text:
         host, path = _host_and_path(text)

@@ -1,5 +1,7 @@
 """The nouns refuse what they must not hold."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -277,6 +279,16 @@ def test_every_spelling_of_a_hosted_repository_is_one(spelling: str) -> None:
 )
 def test_what_names_no_hosted_repository_has_no_canonical_form(spelling: str) -> None:
     assert canonical_repository(spelling) is None
+
+
+def test_nothing_is_remembered_of_what_is_too_long_for_a_url() -> None:
+    tracemalloc.start()
+    for number in range(50):
+        assert canonical_repository(f"https://host/{number}/{'x' * 1_000_000}") is None
+    remembered, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert remembered < 1_000_000
 
 
 def test_a_star_in_a_pattern_stands_for_any_characters() -> None:
