@@ -13,7 +13,6 @@ believed before its signature holds, but for the issuer that it names: one of th
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ REASONS = (
 )
 """Why an ID token is exchanged for nothing: the words of `ExchangeRefused.reason`."""
 
+_NEVER = 1e12
+"""A Unix time beyond all that is meant by one. What is no number is not below it either."""
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 Claims = Mapping[str, object]
@@ -213,7 +214,7 @@ def _moments(claims: Claims, leeway: int, now: float) -> float:
 
 def _moment(claims: Claims, name: str) -> float:
     found = claims.get(name)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < _NEVER:
         raise ExchangeRefused("claims", f"its claim {name} is missing, or not a time")
     return float(found)
 

@@ -17,7 +17,7 @@ failed too often: what anybody can do without a token must not fill the database
 import json
 import re
 from datetime import datetime, timezone
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from flask import Blueprint, Response, request
 
@@ -155,4 +155,6 @@ def _network(address: str) -> str:
         parsed = ip_address(address)
     except ValueError:
         return address
-    return address if parsed.version == 4 else parsed.exploded[:19]
+    if isinstance(parsed, IPv6Address) and not parsed.ipv4_mapped:
+        return parsed.exploded[:19]
+    return address  # of IPv4, also as a socket for both spells it: ::ffff:192.0.2.1

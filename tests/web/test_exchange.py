@@ -417,7 +417,19 @@ def test_a_token_holds_at_its_time_give_or_take_the_leeway(start, issuer, times,
 
 
 @pytest.mark.parametrize("name", ["exp", "iat", "sub"])
-@pytest.mark.parametrize("value", [None, True, "x", "9999999999", [1], float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        "x",
+        "9999999999",
+        [1],
+        float("inf"),
+        float("nan"),
+        pytest.param(10**400, id="huge"),
+    ],
+)
 def test_a_token_without_its_times_and_subject_is_refused(start, issuer, name, value) -> None:
     if name == "sub" and isinstance(value, str):
         value = ""
@@ -855,6 +867,14 @@ def test_the_addresses_of_one_network_of_ipv6_count_as_one(start) -> None:
 
     assert answers == [401, 401, 429, 429]
     assert exchange(registry, "x", "2001:db8:1:2::1").status_code == 401
+
+
+def test_addresses_of_ipv4_are_no_network_however_they_are_spelled(start) -> None:
+    """A server that listens on `::` sees all of them below ::ffff:0:0/96."""
+    registry = start(exchange_limit=1)
+    answers = [exchange(registry, "x", f"::ffff:192.0.2.{host}").status_code for host in "122"]
+
+    assert answers == [401, 401, 429]
 
 
 # The form
