@@ -5,7 +5,8 @@ hand is the server that `registry serve` starts. GUNICORN_CMD_ARGS overrides eac
 
     a client has    to                                   and then
     5 s             send the head of a request           its connection is closed
-    10 s            send the body, after the head        the body ends there
+    10 s, and 1 s   send the body, after the head        the body ends there
+    for each 64 KB
     30 s            read on, while an answer is sent     its connection is closed
     75 s            ask again on an open connection      it is closed
     25 s            be answered after SIGTERM            its connection is closed
@@ -22,8 +23,10 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from mmap import mmap
 from pathlib import Path
@@ -37,6 +40,8 @@ from registry import logs, metrics
 
 HEAD, BODY, WRITE = 5, 10, 30
 """Seconds that a client has, as in the table above."""
+PACE = 65_536
+"""Bytes of a body for which a client has a second more: an upload takes as long as it takes."""
 LINGER = 2
 """Seconds, and bytes, for which a client is listened to that talks on when all was said to it."""
 LARGEST_BODY = 8 << 20
@@ -177,6 +182,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         names = {name for name, _ in request.headers}
         has_body = "CONTENT-LENGTH" in names or "TRANSFER-ENCODING" in names
         self._busy[connection] = time.monotonic() + BODY if has_body else float("inf")
+        unread = request.unreader
+        unread.sock = _Counted(connection.sock, partial(self._received, connection))
         socket_, connection.sock = connection.sock, _Together(connection.sock)
         try:
             answered = super().handle_request(request, connection)
@@ -186,7 +193,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             problem = "the client does not read on"
             raise ConnectionResetError(errno.ECONNRESET, problem) from error
         finally:
-            connection.sock = socket_
+            connection.sock = unread.sock = socket_
+
+    def _received(self, connection: Any, size: int) -> None:
+        """Takes note that some of a body came."""
+        self._busy[connection] += size / PACE
 
     def handle_error(self, request: Any, client: Any, address: Any, error: Exception) -> None:
         """Refuses what is no HTTP request, or too large for one."""
@@ -200,6 +211,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         if not _closed(connection.sock):
             self.tpool.submit(_linger, connection.sock)
+
+
+class _Counted:
+    """A socket of which it is told how much was received."""
+
+    def __init__(self, connected: Any, received: Callable[[int], None]) -> None:
+        self._socket = connected
+        self._received = received
+
+    def recv(self, size: int) -> bytes:
+        """Receives some."""
+        data: bytes = self._socket.recv(size)
+        self._received(len(data))
+        return data
 
 
 class _Together:

@@ -229,7 +229,7 @@ def test_every_limit_on_time_stands_in_one_table() -> None:
         (str(server.graceful_timeout - server.LAST), "`graceful_timeout` less `LAST`"),
     }
 
-    assert len(limits) == 22
+    assert len(limits) == 23
     assert limits <= rows
 
 

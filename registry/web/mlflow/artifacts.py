@@ -98,9 +98,10 @@ def presigned(services: Services, principal: Principal, message: Message) -> Jso
     return {"url": link, "headers": {}, "file_size": file.size}
 
 
-def refuse_parts(_: Services, __: Principal, message: Message) -> Json:
+def refuse_parts(services: Services, _: Principal, message: Message) -> Json:
     """POST mlflow-artifacts/mpu/...: not served, and a client sends the file in one piece."""
-    _place(message)
+    owner, directory = _place(message)
+    services.tracking.files.list(owner, directory, 1)  # whose owner may not be there
     raise NotServed("multipart uploads")
 
 
@@ -195,7 +196,9 @@ def _place(message: Message) -> tuple[Owner, RelPath]:
     if match is None:
         raise LoggedFileNotFound(given, "any run or logged model")
     kind: Literal["run", "model"] = "run" if match["run"] else "model"
-    return Owner(kind, match[kind], int(match[1])), RelPath(match["path"] or "")
+    # Once more by itself: what begins it counts for more than what stands within.
+    path = _relative(match["path"], "path") if match["path"] else RelPath.ROOT
+    return Owner(kind, match[kind], int(match[1])), path
 
 
 def _relative(given: str, field: str) -> RelPath:
