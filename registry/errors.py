@@ -290,14 +290,15 @@ class LoggedFileInTheWay(Conflict):
 
 @dataclass(eq=False)
 class NotServed(RegistryError):
-    """A part of a dialect that this service does not speak."""
+    """A part of a dialect that this service does not speak. `said` is what its clients go by."""
 
     endpoint: str
+    said: str = ""
 
     @property
     def detail(self) -> str:
         """Names it."""
-        return f"This service does not serve {_shortened(self.endpoint)}."
+        return self.said or f"This service does not serve {_shortened(self.endpoint)}."
 
 
 class ClientError(RegistryError):

@@ -169,17 +169,13 @@ class S3Signer:
         path: str,
         now: datetime,
         parameters: Mapping[str, str] | None = None,
-        *,
-        public: bool = False,
     ) -> str:
-        """A URL of five minutes that does to an object what the method and `parameters` say.
-
-        For the service itself, unless it is `public`. Raises CredentialsUnavailable.
+        """A URL of five minutes by which the service itself does to an object what the method and
+        `parameters` say. Raises CredentialsUnavailable.
         """
         credentials, start, expires = self._terms(now, _OWN_READS)
         more = "&".join(f"{name}={_quote(value)}" for name, value in (parameters or {}).items())
-        address = self._public if public else self._internal
-        sign = self._signing(address, credentials, start, expires, method, more)
+        sign = self._signing(self._internal, credentials, start, expires, method, more)
         return sign(path, _ANY)
 
     def _links(self, now: datetime, lifetime: int, address: "_Address") -> Links:

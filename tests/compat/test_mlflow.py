@@ -23,12 +23,26 @@ client = MlflowClient()
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def service(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Service]:
-    """A service over an empty database."""
-    settings = {}
+    """A service over an empty database: SQLite and files below data_dir, or PostgreSQL and S3."""
+    settings: dict[str, object] = {}
+    storage = []
     if request.param == "postgresql":
         settings["database_url"] = request.getfixturevalue("postgresql").create_database()
+        store = request.getfixturevalue("seaweedfs")
+        store.create_bucket("logged")
+        settings["tracking"] = {"storage": "s3://logged/by/mlflow"}
+        keys = store.keys
+        storage.append(
+            {
+                "url": "s3://logged/by",
+                "repositories": ["none"],
+                "endpoint_url": store.endpoint_url,
+                "access_key_id": keys.access_key_id,
+                "secret_access_key": keys.secret_access_key,
+            }
+        )
     directory = tmp_path_factory.mktemp(request.param)
-    with registry.start(directory, [], [], **settings) as running:
+    with registry.start(directory, [], storage, **settings) as running:
         yield running
 
 
@@ -434,6 +448,33 @@ def test_files_are_logged_listed_and_downloaded(client: Callable[..., Client]) -
         "table": [1, 2, 3],
         "after": ["tree/a.bin"],
     }
+
+
+PARTS = """
+import os, pathlib
+mlflow.set_experiment("large")
+data = os.urandom(1 << 20) * 7 + b"end"
+pathlib.Path("large.bin").write_bytes(data)
+with mlflow.start_run() as run:
+    mlflow.log_artifact("large.bin")
+local = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="large.bin")
+found = pathlib.Path(local).read_bytes() == data
+"""
+
+
+def test_a_client_that_wants_parts_downloads_them_by_links_and_uploads_in_one_piece(
+    client: Callable[..., Client], service: Service
+) -> None:
+    wanted = {
+        "MLFLOW_TRACKING_TOKEN": service.token(*SCOPES),
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "true",
+        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": str(5 << 20),
+        "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE": str(5 << 20),
+        "MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE": str(1 << 20),
+    }
+
+    assert client(**wanted).run(BEGIN + PARTS) is True
 
 
 MODELS = """

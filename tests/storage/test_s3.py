@@ -152,6 +152,54 @@ def test_a_link_is_botocores_byte_for_byte(
     ) == signer.links(NOW, lifetime).sign(key, entry(key, version))
 
 
+REQUESTS = {
+    "put_object": ("PUT", {}),
+    "head_object": ("HEAD", {}),
+    "delete_object": ("DELETE", {}),
+    "create_multipart_upload": ("POST", {"uploads": ""}),
+    "upload_part": ("PUT", {"partNumber": "7", "uploadId": "a/b+c=~ü"}),
+    "complete_multipart_upload": ("POST", {"uploadId": "a/b+c=~ü"}),
+    "abort_multipart_upload": ("DELETE", {"uploadId": "a/b+c=~ü"}),
+}
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+@settings(max_examples=50, deadline=None)
+@given(key=odd_keys, endpoint=st.none() | st.sampled_from(ENDPOINTS), token=st.none() | odd_texts)
+def test_what_the_service_writes_is_signed_as_botocore_signs_it(*, method, key, endpoint, token):
+    verb, parameters = REQUESTS[method]
+    credentials = Credentials("AKIDEXAMPLE", "secret", token)
+    signer = S3Signer("bkt", credentials=lambda _: credentials, endpoint_url=endpoint)
+    known = {"partNumber": ("PartNumber", 7), "uploadId": ("UploadId", "a/b+c=~ü")}
+    asked = client("us-east-1", endpoint, "auto")
+    asked._request_signer._credentials = botocore.credentials.Credentials(
+        "AKIDEXAMPLE", "secret", token
+    )
+    wanted = {"Bucket": "bkt", "Key": key}
+    wanted |= dict(known[name] for name in parameters if name in known)
+    with pytest.MonkeyPatch.context() as patch:
+        frozen = NOW.replace(tzinfo=None)
+        patch.setattr("botocore.auth.get_current_datetime", lambda *_, **__: frozen)
+        expected = asked.generate_presigned_url(method, Params=wanted, ExpiresIn=300)
+
+    found = signer.request(verb, key, NOW, parameters)
+
+    assert query(found) == query(expected)
+    assert sorted(urlsplit(found).query.split("&")) == sorted(urlsplit(expected).query.split("&"))
+    assert found.partition("?")[0] == expected.partition("?")[0]
+
+
+def test_the_service_writes_at_its_own_endpoint():
+    signer = S3Signer(
+        "bkt",
+        credentials=KEYS,
+        endpoint_url="http://10.0.0.5:9000",
+        public_endpoint_url="https://objects.example.com",
+    )
+
+    assert signer.request("PUT", "k", NOW).startswith("http://10.0.0.5:9000/bkt/k?")
+
+
 @pytest.mark.parametrize("region", REGIONS)
 def test_every_partition_of_aws_has_its_own_domain(region):
     signer = S3Signer("bkt", credentials=KEYS, region=region)

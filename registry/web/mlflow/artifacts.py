@@ -29,6 +29,8 @@ PAGE = 1000
 LIFETIME = 3600
 """Seconds that a presigned link lives."""
 
+_NO_PARTS = "Multipart upload is not supported for the current artifact repository"
+"""The text by which MLflow's clients know that they are to send a file in one piece."""
 _CHUNK = 1 << 18
 _ROOT = re.compile(
     r"([0-9]{1,18})/(?:models/(?P<model>m-[0-9a-f]{32})|(?P<run>[0-9a-f]{32}))/artifacts"
@@ -102,7 +104,7 @@ def refuse_parts(services: Services, _: Principal, message: Message) -> Json:
     """POST mlflow-artifacts/mpu/...: not served, and a client sends the file in one piece."""
     owner, directory = _place(message)
     services.tracking.files.list(owner, directory, 1)  # whose owner may not be there
-    raise NotServed("multipart uploads")
+    raise NotServed("multipart uploads", _NO_PARTS)
 
 
 # By the id of a run or of a logged model
@@ -178,14 +180,19 @@ def _now(services: Services) -> datetime:
 
 def _received() -> Iterator[bytes]:
     """What is sent. Raises InvalidRequest when it breaks off."""
+    size, announced = 0, request.content_length
     while True:
         try:
             chunk = request.stream.read(_CHUNK)
-        except OSError:
+        except OSError:  # in the middle of a chunk
             raise InvalidRequest("body", "broke off") from None
         if not chunk:
-            return
+            break
+        size += len(chunk)
         yield chunk
+    # A server may take the end of a connection for the end of a body.
+    if announced is not None and size != announced:
+        raise InvalidRequest("body", f"broke off after {size} of {announced} bytes")
 
 
 def _place(message: Message) -> tuple[Owner, RelPath]:
