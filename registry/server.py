@@ -369,10 +369,12 @@ def child_exit(_: object, worker: Any) -> None:
         metrics.forget(worker.pid)
 
 
-def on_exit(_: object) -> None:
-    """Removes the directory in which the workers added up their metrics."""
+def on_exit(server: Any) -> None:
+    """Removes the directory in which the workers added up their metrics, unless it was handed on
+    to a server that took over.
+    """
     shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if shared:
+    if shared and not server.reexec_pid:
         for file in Path(shared).glob("*.db"):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # what else is in there is not ours

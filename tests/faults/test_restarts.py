@@ -196,6 +196,39 @@ def test_gunicorn_started_by_hand_is_the_same_server_and_outlives_its_workers(
         assert process.wait(30) == 0
 
 
+def test_a_server_that_another_one_took_over_from_leaves_the_metrics_to_it(serve, tmp_path) -> None:
+    """SIGUSR2 starts the new one, over the same sockets and in the same environment."""
+    watched = serve({NAME: model(tmp_path / "models.git")})
+    (port,) = free_ports(1)
+    url, pid, shared = f"http://{HOST}:{port}", tmp_path / "pid", tmp_path / "metrics"
+    shared.mkdir()
+    # As `python -m gunicorn` it would find its own modules before those of Python.
+    command = [str(Path(sys.executable).with_name("gunicorn"))]
+    command += ["--config", "python:registry.server"]
+    command += ["--bind", f"{HOST}:{port}", "--pid", str(pid), "registry.wsgi:app"]
+    environ = {
+        "REGISTRY_CONFIG": str(watched.service.config),
+        "PROMETHEUS_MULTIPROC_DIR": str(shared),
+    }
+    asks: Callable[[], int] = lambda: ask(url, question(watched))  # noqa: E731 asked for again
+    with running(command, asks, log=tmp_path / "by-hand.log", environ=environ) as process:
+        process.send_signal(signal.SIGUSR2)
+        until(lambda: pid.with_name("pid.2").exists())
+        successor = int(pid.with_name("pid.2").read_text())
+        try:
+            until(lambda: len(workers(successor)) == 2)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(40) == 0
+
+            assert asks() == 200
+            assert shared.is_dir()
+            assert ask(url, request("/metrics")) == 200
+        finally:
+            os.kill(successor, signal.SIGTERM)
+            until(lambda: not alive(successor), deadline=40)
+    assert not shared.exists()
+
+
 def ask(url: str, data: bytes) -> int:
     with Connection(url) as connection:
         connection.send(data)
