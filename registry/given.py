@@ -1,8 +1,9 @@
 """A receipt beside the manifest that it was made from: what it lists can be had."""
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import cached_property
 from itertools import islice
 
@@ -70,10 +71,12 @@ class Given:
         """
         if not pattern and not after and (limit is None or len(self.manifest) <= limit):
             return self.manifest, None
+        # Not by fnmatchcase, which remembers 32,768 patterns: clients choose them.
+        fits = re.compile(translate(pattern or "*")).match
         matching = (
             (number, group, entry)
             for number, (group, entry) in enumerate(_pairs(self.manifest), 1)
-            if number > after and (not pattern or fnmatchcase(entry.path, pattern))
+            if number > after and fits(entry.path)
         )
         found = list(islice(matching, limit))
         if not found:
