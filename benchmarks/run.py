@@ -397,10 +397,14 @@ def track(world: World) -> Iterator[Row]:
                 f"{p99s[1] * 1e3:.0f} ms; as clients come {plain[0]:.0f}/s and {plain[1]:.0f}/s"
             )
             yield Row(found.what, beside, rates[0] / rates[1], "x", 10, True, note)
+        elif isinstance(found, tracking.Transferred):
+            mine, other = found.rates
+            note = f"{mine:.0f} and {other:.0f} MiB/s, hashed, on the disk when it is answered"
+            yield Row(found.what, beside, mine / other, "x", 2, True, note)
         else:
-            mine, other = found
-            note = f"{mine / MEBI:.0f} and {other / MEBI:.0f} MiB, 2 workers after all that"
-            yield Row("memory of tracking (PSS)", beside, mine / other, "x", 0.5, False, note)
+            held, their = found
+            note = f"{held / MEBI:.0f} and {their / MEBI:.0f} MiB, 2 workers after all that"
+            yield Row("memory of tracking (PSS)", beside, held / their, "x", 0.5, False, note)
 
 
 PARTS = (sign, warm, unchanged, idle, tags, directory, huge, client, track)

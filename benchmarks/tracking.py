@@ -6,6 +6,7 @@ are no part of tracking. Its answers to kept connections leave in two parts, and
 at once (`quick`), which flatters MLflow; those of a client as it comes stand in the note.
 """
 
+import http.client
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from itertools import count
@@ -38,6 +39,8 @@ RUNS = 10_000
 WORKERS = 2
 CONNECTIONS = 8
 ROUNDS = 3
+FILE = 64 << 20
+"""Bytes of a file that is logged."""
 
 _numbers = count(1)
 
@@ -202,6 +205,7 @@ def theirs(directory: Path) -> Iterator[Side]:
     def command(host: str, port: int) -> list[str]:
         options = ("--host", host, "--port", str(port), "--workers", str(WORKERS))
         store = ("--backend-store-uri", f"sqlite:///{database}")
+        store += ("--artifacts-destination", str(directory / "artifacts"))
         return [str(program), "server", *options, *store]
 
     with _running(Server(command, environ)) as server:
@@ -271,7 +275,48 @@ class Compared:
     plain: tuple[float, float]
 
 
-def compare(directory: Path) -> Iterator[Compared | tuple[int, int]]:
+@dataclass(frozen=True)
+class Transferred:
+    """At how many MiB/s both took a file, or gave one."""
+
+    what: str
+    rates: tuple[float, float]
+
+
+def _transfers(sides: tuple[Side, Side]) -> Iterator[Transferred]:
+    """One client, one large file after the other: up, and down again."""
+    data = os.urandom(FILE)
+
+    def put(side: Side, number: int) -> float:
+        return _transfer(side, "PUT", number, number.to_bytes(8, "big") + data[8:])
+
+    def get(side: Side, number: int) -> float:
+        return _transfer(side, "GET", number)
+
+    for what, how in (("up", put), ("down", get)):
+        rounds = [[how(side, number) for side in sides] for number in range(ROUNDS + 1)][1:]
+        mine, other = (statistics.median(it) for it in zip(*rounds, strict=True))
+        yield Transferred(f"a file of {FILE >> 20} MiB, {what}", (mine, other))
+
+
+def _transfer(side: Side, method: str, number: int, body: bytes | None = None) -> float:
+    """Sends or fetches a file, and returns how many MiB/s that were."""
+    path = f"/api/2.0/mlflow-artifacts/artifacts/0/{side.run}/artifacts/file{number}"
+    connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=120)
+    with closing(connection):
+        begun = time.perf_counter()
+        headers = {"Authorization": f"Bearer {side.token}"}
+        connection.request(method, path, body, headers)
+        answer, size = connection.getresponse(), 0
+        while piece := answer.read(1 << 20):
+            size += len(piece)
+        took = time.perf_counter() - begun
+    assert answer.status == 200, answer.status
+    assert body is not None or size == FILE
+    return (FILE >> 20) / took
+
+
+def compare(directory: Path) -> Iterator[Compared | Transferred | tuple[int, int]]:
     """Every measure, both sides by turns; at the end the memory of both, in bytes (PSS)."""
     with ours(directory / "ours") as mine, theirs(directory / "theirs") as other:
         sides = (mine, other)
@@ -286,6 +331,7 @@ def compare(directory: Path) -> Iterator[Compared | tuple[int, int]]:
                 (_median(rounds, 0, "p99"), _median(rounds, 1, "p99")),
                 (plain[0], plain[1]),
             )
+        yield from _transfers(sides)
         yield (memory_of(tree(mine.pid)), memory_of(tree(other.pid)))
 
 

@@ -5,6 +5,7 @@ or not there, and so is its row.
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from servers.registry import Service
 from faults.observer import until
 from faults.processes import Burden, needs_linux, workers
 from faults.wire import Connection
+from registry.server import BODY
 
 pytestmark = [pytest.mark.servers, needs_linux]
 
@@ -144,3 +146,16 @@ def test_an_upload_whose_worker_is_killed_is_no_object_and_no_file(uploads: Uplo
     again = uploads.ask("PUT", f"{uploads.place}/killed", body=PIECE)
     assert again.status == 200
     assert uploads.ask("GET", f"{uploads.place}/killed").data == PIECE
+
+
+def test_an_upload_that_goes_on_takes_longer_than_a_body_may_stand_still(
+    uploads: Uploads,
+) -> None:
+    with Connection(uploads.service.url) as held:
+        uploads.begin(held, "slow", len(PIECE))
+        begun = time.monotonic()
+        until(lambda: time.monotonic() > begun + BODY + 2)
+        held.send(PIECE[len(PIECE) // 2 :])
+
+        assert held.answer()[0] == 200
+    assert uploads.ask("GET", f"{uploads.place}/slow").data == PIECE
