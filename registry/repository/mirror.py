@@ -277,8 +277,8 @@ class Mirror:
                     return listing
             except GitSilent:
                 raise
-            except (GitFailed, OSError):
-                pass  # the mirror, or what was listed, may be gone by now
+            except (GitFailed, OSError):  # the mirror, or what was listed, may be gone by now
+                self._sweep()
         self._fetch_all(self.commands, lock, listing)
         return self._listed()
 

@@ -177,6 +177,7 @@ def test_workers_that_are_killed_while_they_look_are_replaced_and_nothing_is_los
         url = {"url": f"{proxy.url}/models.git"}
         watched = serve({"models": (origin, url)}, repository={"refresh": 1})
         until(lambda: fresh(watched.ask("models")))
+        until(lambda: len(workers(watched)) == 2)  # the other one may start later
         for number in range(2, 5):
             proxy.hangs()
             newer = publish(origin, str(number))
