@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8080
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: docs help run test check fuzz compat faults format lock image image-test bench clean
@@ -50,8 +51,8 @@ image: ## Build the container image, with docker, podman or buildah
 image-test: ## Build it, run it without any rights, and ask it the main job
 	tests/image.sh test
 
-bench: $(VENV)/.servers ## Measure everything that is promised about speed
-	$(BIN)/python -m benchmarks.run
+bench: $(VENV)/.servers ## Measure what is promised about speed; BENCH_ARGS=track: beside MLflow
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 clean: ## Remove what was installed and built; var/ stays
 	rm -rf $(VENV) .venv-dvc .venv-mlflow .venv-mlflow-server .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache
