@@ -20,10 +20,12 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
 
 from werkzeug.test import create_environ
 
@@ -360,6 +362,35 @@ def huge(world: World) -> Iterator[Row]:
         yield Row(named, beside, ours.peak() / 1e6, " MB", 400, False, note)
 
 
+def cold(world: World) -> Iterator[Row]:
+    """Five hundred repositories that nobody asked for before, while a known one is asked for."""
+    names = [f"cold{number}" for number in range(500)]
+    for name in names:
+        (world.directory / f"{name}.git").symlink_to(world.directory / "one.git")
+    config = world.configure("one", *names)
+    path = world.path("model", stage="prod")
+    request = load.request_of(path, world.token)
+    with registry_server(config) as ours, ThreadPoolExecutor(8) as crowd:
+        ours.get(path, world.token)
+        calm = load.apply(ours.port, request, seconds=4)
+
+        def ask(name: str) -> bool:
+            with suppress(HTTPError):  # 503: it is being cloned
+                ours.get(world.path("model", repository=name), world.token)
+                return True
+            return False
+
+        asked = [crowd.submit(ask, name) for name in names]
+        busy = load.apply(
+            ours.port, request, seconds=60, until=lambda: all(it.done() for it in asked)
+        )
+    answered = sum(it.result() for it in asked)
+    note = f"{answered} of 500 answered at once, in {busy.seconds:.0f} s; 32 connections, 2 workers"
+    ratio = busy.percentile(0.99) / calm.percentile(0.99)
+    named = "p99 of a known repository while 500 are cloned"
+    yield Row(named, "the same without", ratio, "x", 2, False, note)
+
+
 def client(world: World) -> Iterator[Row]:
     """Whole commands, from a real store on this machine; and how soon the command line is there."""
     times = sorted(downloads.startup() for _ in range(15))
@@ -410,7 +441,7 @@ def track(world: World) -> Iterator[Row]:
             yield Row("memory of tracking (PSS)", beside, held / their, "x", 0.5, False, note)
 
 
-PARTS = (sign, warm, unchanged, idle, tags, directory, huge, client, track)
+PARTS = (sign, warm, unchanged, idle, cold, tags, directory, huge, client, track)
 
 
 def main(words: list[str]) -> int:

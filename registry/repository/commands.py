@@ -120,6 +120,8 @@ _UNSET = (
 )
 """GitPython hands down the environment of the service; of some variables, even an empty one counts.
 A service may well be started by a hook of Git, which sets several of them."""
+_POLITE = ("nice", "-n", "10")
+"""Before a git that fetches: five hundred clones must leave the processors to who answers."""
 _PREFIX = ("env", *(word for name in _UNSET for word in ("-u", name)))
 _REASONS = {
     "could not read (Username|Password)": "it asks for credentials, or refuses those configured",
@@ -243,7 +245,9 @@ class Commands:
         for number, (key, value) in enumerate(settings.items()):
             counted |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         objects = (f"GIT_OBJECT_DIRECTORY={self._objects}",) if self._objects else ()
-        git = (*_PREFIX, *objects, "git", f"--git-dir={self.git_dir}", "--literal-pathspecs")
+        polite = _POLITE if keep else ()
+        git = (*_PREFIX, *objects, *polite, "git")
+        git += (f"--git-dir={self.git_dir}", "--literal-pathspecs")
         try:
             return Git("/").execute(
                 [*git, *command],
