@@ -169,6 +169,12 @@ def highest(pid: int) -> int:
 # ---------------------------------------------------------------------------- workers that die
 
 
+def both(watched: Observer) -> list[int] | None:
+    """The two workers: not one of them alone, nor a child that is about to become a git."""
+    found = workers(watched)
+    return found if len(found) == 2 else None
+
+
 def test_workers_that_are_killed_while_they_look_are_replaced_and_nothing_is_lost(
     serve, tmp_path
 ) -> None:
@@ -177,13 +183,12 @@ def test_workers_that_are_killed_while_they_look_are_replaced_and_nothing_is_los
         url = {"url": f"{proxy.url}/models.git"}
         watched = serve({"models": (origin, url)}, repository={"refresh": 1})
         until(lambda: fresh(watched.ask("models")))
-        until(lambda: len(workers(watched)) == 2)  # the other one may start later
         for number in range(2, 5):
             proxy.hangs()
             newer = publish(origin, str(number))
             origin.tag("m#prod#1", newer)
             taken = proxy.connections
-            before = workers(watched)
+            before = until(lambda: both(watched))
             until(lambda: watched.ask("models", stage="prod").is_stale)
             assert proxy.connections > taken
             for pid in before[number % 2 :]:  # one of them, or both
@@ -194,7 +199,7 @@ def test_workers_that_are_killed_while_they_look_are_replaced_and_nothing_is_los
                     fresh(it := answered(watched, "models", stage="prod")) and it.revision == newer
                 )
             )
-            until(lambda before=before: len(workers(watched)) == len(before))
+            until(lambda: both(watched))
 
 
 def answered(watched: Observer, name: str, **query: str) -> Answer:
