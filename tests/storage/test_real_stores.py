@@ -74,7 +74,9 @@ class Store:
         return fetch(url, method, self.trusted, **headers)
 
     def origin(self, wanted: Entry, signer: Signer | None = None):
-        return (signer or self.signer).origin(self.prefix + wanted.key, wanted, NOW)
+        return (signer or self.signer).origin(
+            self.prefix + wanted.key, wanted, datetime.now(timezone.utc)
+        )
 
 
 def entry(key: str, version: str | None = None) -> Entry:

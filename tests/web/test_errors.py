@@ -22,7 +22,7 @@ def leaves(kind: type[RegistryError] = RegistryError) -> Iterator[type[RegistryE
 
 
 def example(kind: type[RegistryError]) -> RegistryError:
-    values = {field.name: 7 if field.type is int else "x" for field in fields(kind)}
+    values = {field.name: 7 if field.type is int else "what" for field in fields(kind)}
     return kind(**values)
 
 
