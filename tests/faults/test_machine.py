@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 
@@ -255,7 +256,9 @@ def test_five_hundred_new_repositories_hold_up_nobody_who_is_known(serve, tmp_pa
                 thread.join()
 
         assert statuses <= {200, 503}
-        assert 0 < max(fetching) <= 4 * len(workers(watched))
+        # While the processes are looked through, one clone may end and the next one begin: what
+        # is too much is so the next time, too.
+        assert 0 < max(map(min, pairwise(fetching))) <= 4 * len(workers(watched))
         for name in names[::200]:
             assert until(lambda name=name: fresh(watched.ask(name)))
 
