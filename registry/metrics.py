@@ -4,8 +4,11 @@ The processes of one server add up to one answer if PROMETHEUS_MULTIPROC_DIR nam
 they share, as `registry serve` sees to; the client reads that variable itself.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -13,6 +16,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+logger = logging.getLogger(__name__)
 
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _FETCH_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
@@ -29,6 +34,25 @@ class Reading:
     help: str
     label: str = ""
     values: dict[str, float] = field(default_factory=dict)
+
+
+_Given = ParamSpec("_Given")
+_Counts = Callable[Concatenate["Metrics", _Given], None]
+
+
+def _if_possible(count: _Counts[_Given]) -> _Counts[_Given]:
+    """Counts nothing where the shared file has no descriptor or no room: nobody is refused for it,
+    and nothing else is left undone.
+    """
+
+    @wraps(count)
+    def counted(self: "Metrics", /, *given: _Given.args, **more: _Given.kwargs) -> None:
+        try:
+            count(self, *given, **more)
+        except OSError as error:
+            logger.warning("something is not counted: %s", error.strerror)
+
+    return counted
 
 
 class Metrics:
@@ -71,6 +95,7 @@ class Metrics:
         self._signed: dict[str, Counter] = {}
         self._sizes: dict[str, float] = {}
 
+    @_if_possible
     def answered(self, dialect: str, outcome: str, seconds: float) -> None:
         """Counts a request."""
         # To find the child of labels takes longer than to count with it.
@@ -82,6 +107,7 @@ class Metrics:
         requests.inc()
         duration.observe(seconds)
 
+    @_if_possible
     def signed(self, repository: str, links: int) -> None:
         """Counts the links of an answer."""
         known = self._signed.get(repository)
@@ -89,20 +115,23 @@ class Metrics:
             known = self._signed[repository] = self._links.labels(repository)
         known.inc(links)
 
+    @_if_possible
     def fetched(self, repository: str, outcome: str, seconds: float) -> None:
         """Counts a look at an origin, "ok" or "failed"."""
         self._fetches.labels(repository, outcome).observe(seconds)
 
+    @_if_possible
     def audited(self, outcome: str, rows: int) -> None:
         """Counts audit rows, "written" or "lost"."""
         self._audit.labels(outcome).inc(rows)
 
+    @_if_possible
     def cached(self, sizes: Iterable[tuple[str, float]]) -> None:
         """Takes note of the sizes of this process's caches."""
         for name, size in sizes:
             if self._sizes.get(name) != size:
-                self._sizes[name] = size
                 self._cached.labels(name).set(size)
+                self._sizes[name] = size
 
     def text(self, readings: Iterable[Reading] = ()) -> bytes:
         """Everything in Prometheus' text format, of all processes where they share a directory."""

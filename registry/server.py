@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -53,6 +54,9 @@ GLANCE = 0.1
 """Seconds between two looks for clients whose time is over."""
 QUEUE = 0.2
 """Seconds for which a worker that was told to stop goes on accepting what was on its way."""
+REST = 0.5
+"""Seconds for which a worker accepts nothing when the system has no more to give."""
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 worker_class = "registry.server.Worker"
 workers = 2
@@ -98,6 +102,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._busy: dict[Any, float] = {}
         self._drained = float("inf")
         self._looked = 0.0
+        self._rested = 0.0
 
     def init_process(self) -> None:
         """Works until it is told to stop."""
@@ -145,6 +150,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         Whoever comes after the last worker of a server left is refused, which a proxy takes for
         an invitation to ask the next host; gunicorn's would wait for the drain and be reset.
         """
+        if enabled and time.monotonic() < self._rested:
+            return
         leaves = not enabled and not self.alive
         if leaves and self._accepting:
             _defer(self.sockets, 0)
@@ -161,6 +168,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                     self.accept(listener)
                 listener.close()
 
+    def accept(self, listener: Any) -> None:
+        """Takes a connection. One that there is no descriptor for waits, or another worker has it:
+        gunicorn's worker would end, and with it every connection that it has.
+        """
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            logger.warning("no connection is accepted for a while: %s", error.strerror)
+            self._rested = time.monotonic() + REST
+            super().set_accept_enabled(False)
+
     def enqueue_req(self, connection: Any) -> None:
         """Puts a connection that is to be read before the threads.
 
@@ -172,6 +192,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, connection: Any) -> Any:
         """Reads a request and answers it, in a thread."""
+        if not connection.initialized and not connection.data_ready:
+            # gunicorn would look with a selector, which takes a descriptor and more calls.
+            connection.data_ready = _has_data(connection.sock)
         try:
             return super().handle(connection)
         finally:
@@ -289,6 +312,13 @@ def _defer(listeners: list[Any], seconds: int) -> None:
     for listener in listeners:
         with suppress(OSError, AttributeError):  # a Unix socket, or not Linux
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, seconds)
+
+
+def _has_data(connection: Any) -> bool:
+    """Whether something has arrived, or will not any more."""
+    looked = select.poll()
+    looked.register(connection, select.POLLIN)
+    return bool(looked.poll(0))
 
 
 def _closed(connection: Any) -> bool:

@@ -6,8 +6,9 @@ import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
@@ -16,7 +17,7 @@ import gitserver
 import pytest
 from urllib3.exceptions import HTTPError
 
-from faults.observer import Answer, Observer, command_line, descendants, until
+from faults.observer import DEADLINE, Answer, Observer, command_line, descendants, until
 from faults.origins import copy_of, model, publish
 from faults.proxy import Proxy
 
@@ -154,6 +155,29 @@ def test_without_descriptors_what_is_known_is_told_and_nothing_is_cloned_again(
     assert (mirror / "repository.git").stat().st_ino == cloned
     assert b"Traceback" not in watched.service.log.read_bytes()
     assert set(workers(watched)) == set(before)
+
+
+def test_a_worker_without_descriptors_keeps_its_connections_and_takes_others_later(
+    serve, tmp_path
+) -> None:
+    watched = serve({"known": model(tmp_path / "known.git")})
+    before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in workers(watched)}
+    with closing(client_of(watched)) as kept, closing(client_of(watched)) as late:
+        kept.request("GET", "/healthz")
+        first = kept.getresponse().read()
+        limit(watched, resource.RLIMIT_NOFILE, lambda pid: 3 if pid in before else 1024)
+        late.request("GET", "/healthz")
+        until(lambda: b"no connection is accepted" in watched.service.log.read_bytes())
+        kept.request("GET", "/healthz")
+        second = kept.getresponse().read()
+        limit(watched, resource.RLIMIT_NOFILE, lambda pid: before.get(pid, 1024))
+
+        assert first == second == late.getresponse().read()
+    assert set(workers(watched)) == set(before)
+
+
+def client_of(watched: Observer) -> HTTPConnection:
+    return HTTPConnection(watched.service.url.removeprefix("http://"), timeout=DEADLINE)
 
 
 def workers(watched: Observer) -> list[int]:
