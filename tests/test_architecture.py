@@ -153,6 +153,7 @@ ALLOWED = {
         "registry.settings",
         "registry.web",
     },
+    "registry.worker": set(),
     "registry.settings": {"registry.domain", "registry.errors"},
     "registry.manifests": {"registry.domain", "registry.errors", "registry.dvc"},
     "registry.contents": {
@@ -285,7 +286,7 @@ CONFINED = {
     "alembic": {"registry.tracking.migrations"},
     "prometheus_client": {"registry.metrics"},
     "fsspec": {"registry.storage.filesystem"},
-    "gunicorn": {"registry.server"},
+    "gunicorn": {"registry.server", "registry.worker"},
     "rfc8785": {"registry.receipt"},
     "yaml": {"registry.dvc.yaml", "registry.settings"},
     "pydantic": {"registry.settings", "registry.services"},

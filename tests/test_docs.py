@@ -9,7 +9,7 @@ import click
 import pytest
 import yaml
 
-from registry import server
+from registry import server, worker
 from registry.audit import WAIT
 from registry.catalog import GIT_WAIT
 from registry.cli import cli, failures
@@ -211,14 +211,14 @@ def test_every_limit_on_time_stands_in_one_table() -> None:
         for indent, name, seconds in re.findall(r"^( +)(\w+_timeout) (\d+)s;", configured, re.M)
     }
     own = {
-        "HEAD": "`HEAD` in `registry/server.py`",
-        "BODY": "`BODY`",
-        "WRITE": "`WRITE`",
-        "keepalive": "`keepalive`",
-        "timeout": "`timeout`",
-        "graceful_timeout": "`graceful_timeout`",
+        "HEAD": (worker, "`HEAD` in `registry/worker.py`"),
+        "BODY": (worker, "`BODY`"),
+        "WRITE": (worker, "`WRITE`"),
+        "keepalive": (server, "`keepalive`"),
+        "timeout": (server, "`timeout`"),
+        "graceful_timeout": (server, "`graceful_timeout`"),
     }
-    limits |= {(str(getattr(server, name)), cell) for name, cell in own.items()}
+    limits |= {(str(getattr(module, name)), cell) for name, (module, cell) in own.items()}
     limits |= {
         (f"{GIT_WAIT:g}", "`GIT_WAIT` in `registry/catalog.py`"),
         (f"{LOOK_LIMIT:g}", "`LOOK_LIMIT` in `registry/repository/mirror.py`"),
@@ -226,7 +226,7 @@ def test_every_limit_on_time_stands_in_one_table() -> None:
         (str(PATIENCE), "`PATIENCE` in `registry/database.py`"),
         (str(ANSWER), "`ANSWER`"),
         (f"{WAIT:g}", "`WAIT` in `registry/audit.py`"),
-        (str(server.graceful_timeout - server.LAST), "`graceful_timeout` less `LAST`"),
+        (str(server.graceful_timeout - worker.LAST), "`graceful_timeout` less `LAST`"),
     }
 
     assert len(limits) == 23

@@ -105,6 +105,34 @@ def test_clients_that_keep_their_connections_keep_nobody_waiting(watched) -> Non
         assert {client.answer()[0] for client in idle} == {200}
 
 
+def test_requests_that_come_in_one_piece_are_answered_one_by_one_and_keep_nobody_waiting(
+    watched,
+) -> None:
+    with ExitStack() as held:
+        greedy = crowd(watched, held)
+        for client in greedy:
+            client.send(ALIVE * 50 + request("/healthz", "Connection: close"))
+
+        assert watched.ask(NAME).status == 200
+        for client in greedy:
+            assert {client.answer()[0] for _ in range(51)} == {200}
+            assert until(client.is_closed)
+
+
+def test_a_connection_that_nothing_more_comes_on_is_closed(tmp_path, servers_directory) -> None:
+    directory = servers_directory / "faults-idle"
+    directory.mkdir()
+    options = {"GUNICORN_CMD_ARGS": "--keep-alive 1"}
+    with (
+        server.start(directory, [], [], environ=options) as service,
+        Connection(service.url) as client,
+    ):
+        for _ in range(3):
+            client.send(ALIVE)
+            assert client.answer()[0] == 200
+        assert until(client.is_closed)
+
+
 @pytest.mark.parametrize("data", [request("/healthz", "Connection: close"), b"nonsense\r\n\r\n"])
 def test_clients_that_do_not_hang_up_keep_nobody_waiting(watched, data) -> None:
     """Each was told that the connection is over, and keeps its own end."""

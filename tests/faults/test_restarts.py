@@ -243,6 +243,6 @@ def test_the_settings_of_the_server_can_be_overridden(tmp_path) -> None:
     shown = dict(re.findall(r"^(\w+)\s+= (.*)$", done.stdout, re.MULTILINE))
 
     assert (shown["threads"], shown["timeout"]) == ("3", "99")
-    assert shown["worker_class"] == "registry.server.Worker"
+    assert shown["worker_class"] == "registry.worker.Worker"
     assert shown["control_socket_disable"] == "True"
     assert shown["accesslog"] == "None"

@@ -19,7 +19,7 @@ from servers.registry import Service
 from faults.observer import until
 from faults.processes import Burden, needs_linux, workers
 from faults.wire import Connection
-from registry.server import BODY
+from registry.worker import BODY
 
 pytestmark = [pytest.mark.servers, needs_linux]
 
