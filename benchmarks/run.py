@@ -326,7 +326,7 @@ def huge(world: World) -> Iterator[Row]:
     with registry_server(config) as ours:
         ours.get(world.path("model", stage="prod"), world.token)
         cold = finished(fetch(ours.port))["first"]
-        for _ in range(6):  # until every worker has read it
+        for _ in range(3):  # until every worker has read it, most likely
             warm_up = finished(fetch(ours.port))
         firsts, ratios = [warm_up["first"]], []
         for _ in range(3):
@@ -458,11 +458,12 @@ def main(words: list[str]) -> int:
             if tags in wanted:
                 world.make_many(TAGS)
             for part in wanted:
-                rows = []
+                started, rows = time.monotonic(), []
                 for row in part(world):
                     print(row, flush=True)
                     rows.append(row)
                     missed = missed or row.verdict == "NO"
+                print(f"         {part.__name__}: {time.monotonic() - started:.0f} s", flush=True)
                 _write_down(part.__name__, rows)
         finally:
             world.close()

@@ -49,7 +49,7 @@ QUEUE = 0.2
 """Seconds for which a worker that was told to stop goes on accepting what was on its way."""
 REST = 0.5
 """Seconds for which a worker accepts nothing when the system has no more to give."""
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
 
 _READABLE = getattr(select, "EPOLLIN", 0) | getattr(select, "EPOLLONESHOT", 0)
 _AT_ONCE = _READABLE | getattr(select, "EPOLLOUT", 0)
@@ -166,14 +166,29 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         Its time runs already: in a crowd of slow ones the last are over when their turn comes. What
         has arrived of a request until then is read all the same.
         """
+        self._start()
         connection.data_ready = True  # when a thread gets it
-        self._busy[connection] = time.monotonic() + HEAD
-        if self._started < self.cfg.threads:
-            Thread(target=self._serve, name=f"answers {self._started}", daemon=True).start()
-            self._started += 1
         descriptor = connection.sock.fileno()
+        self._busy[connection] = time.monotonic() + HEAD
         self._waiting[descriptor] = connection
-        self._ready.register(descriptor, _READABLE)
+        try:
+            self._ready.register(descriptor, _READABLE)
+        except OSError:
+            del self._busy[connection], self._waiting[descriptor]
+            connection.close()
+            raise
+
+    def _start(self) -> None:
+        """Starts one thread more, until there are as many as there may be."""
+        if self._started == self.cfg.threads:
+            return
+        try:
+            Thread(target=self._serve, name=f"answers {self._started}", daemon=True).start()
+        except RuntimeError:  # the system has no more to give
+            if not self._started:
+                raise
+            return
+        self._started += 1
 
     def _serve(self) -> None:
         """What a thread does: answers one request after the other, whoever asks."""
