@@ -33,7 +33,7 @@ class Load:
 
 class _Connection:
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=300)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sent = 0.0
         self.received = b""
@@ -78,9 +78,11 @@ def apply(
     connections: int = 32,
     seconds: float = 3.0,
     until: Callable[[], bool] = lambda: False,
+    least: int = 0,
     quick: bool = False,
 ) -> Load:
-    """Keeps that many connections busy, one request each at a time, for so long or `until`.
+    """Keeps that many connections busy, one request each at a time, for so long or `until`, and on
+    until so many were answered at the `least`.
 
     `request` may make one request after the other. A client that is `quick` acknowledges at once
     whatever it receives, which spares a server that sends its answer in two parts to wait for it.
@@ -95,7 +97,7 @@ def apply(
         connection.sent = time.perf_counter()
         connection.socket.sendall(following())
     end = start + seconds
-    while (now := time.perf_counter()) < end and not until():
+    while (time.perf_counter() < end and not until()) or len(latencies) < least:
         for key, _ in selector.select(0.1):
             connection = key.data
             data = connection.socket.recv(65536)

@@ -123,18 +123,15 @@ def request(side: Side, measure: Measure) -> bytes:
 
 
 def apply(side: Side, measure: Measure, seconds: float, *, quick: bool = True) -> load.Load:
-    """Keeps the connections busy with the measure, until each was answered once or so."""
-    while True:
-        found = load.apply(
-            side.port,
-            lambda: request(side, measure),
-            connections=CONNECTIONS,
-            seconds=seconds,
-            quick=quick,
-        )
-        if len(found.latencies) >= CONNECTIONS:
-            return found
-        seconds *= 3
+    """Keeps the connections busy with the measure, until as many were answered as there are."""
+    return load.apply(
+        side.port,
+        lambda: request(side, measure),
+        connections=CONNECTIONS,
+        seconds=seconds,
+        least=CONNECTIONS,
+        quick=quick,
+    )
 
 
 @contextmanager
@@ -173,8 +170,8 @@ def _fill(tracking: Tracking) -> None:
         for number in range(RUNS)
     ]  # fmt: skip
     latest = [
-        {"run": run["number"], "key": f"m{key}", "experiment": 0, "timestamp": 1, "step": 1,
-         "value": chance.random(), "nan": False}
+        {"run": run["number"], "key": f"m{key}", "experiment": 0, "started": run["started"],
+         "timestamp": 1, "step": 1, "value": chance.random(), "nan": False}
         for run in runs for key in range(3)
     ]  # fmt: skip
     with tracking.store.writing() as connection:
@@ -182,7 +179,13 @@ def _fill(tracking: Tracking) -> None:
         connection.execute(sa.insert(tables.latest), latest)
         for table in (tables.params, tables.tags):
             texts = [
-                {"run": run["number"], "key": f"k{key}", "value": str(chance.randrange(100))}
+                {
+                    "run": run["number"],
+                    "key": f"k{key}",
+                    "experiment": 0,
+                    "started": run["started"],
+                    "value": str(chance.randrange(100)),
+                }
                 for run in runs
                 for key in range(3)
             ]

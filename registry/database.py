@@ -29,10 +29,11 @@ _POSTGRESQL = {
 }
 
 
-def engine_of(url: str, patience: int = PATIENCE) -> sa.Engine:
+def engine_of(url: str, patience: int = PATIENCE, planner: str = "") -> sa.Engine:
     """An engine for an SQLAlchemy URL. Opens no connection.
 
-    `patience` is how many seconds a writer of SQLite waits for its turn. What the query of a
+    `patience` is how many seconds a writer of SQLite waits for its turn, and `planner` more options
+    for the server of PostgreSQL. What the query of a
     PostgreSQL URL says about time limits goes before those of this module.
     Raises SettingsError for what is no such URL, or one of a database without a driver here.
     """
@@ -40,7 +41,8 @@ def engine_of(url: str, patience: int = PATIENCE) -> sa.Engine:
         parsed = sa.make_url(url)
         limits: dict[str, object] = {}
         if parsed.get_driver_name() == "psycopg":
-            limits = {name: item for name, item in _POSTGRESQL.items() if name not in parsed.query}
+            known = {**_POSTGRESQL, "options": f"{_POSTGRESQL['options']} {planner}".rstrip()}
+            limits = {name: item for name, item in known.items() if name not in parsed.query}
         engine = sa.create_engine(
             parsed, pool_pre_ping=True, pool_timeout=PATIENCE, connect_args=limits
         )

@@ -12,11 +12,11 @@ from registry.errors import (
     TagNotFound,
 )
 from registry.tracking import pages
-from registry.tracking.query import Order, Search
+from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.records import Experiment, Page, View
 from registry.tracking.schema import experiment_tags as tags
 from registry.tracking.schema import experiments
-from registry.tracking.search import holds, number_or_text
+from registry.tracking.search import Asked, Condition, compared, holds, is_number
 from registry.tracking.store import Row, Store, Texts, texts_of
 
 _COLUMNS = {
@@ -80,14 +80,7 @@ class Experiments:
         if view != "all":
             query = query.where(experiments.c.deleted == (view == "deleted"))
         for comparison in search.filters:
-            condition = (
-                number_or_text(_COMPARED[comparison.key], comparison, self._store.embedded)
-                if comparison.kind == "attribute"
-                else holds(
-                    tags, tags.c.experiment == experiments.c.id, comparison, self._store.embedded
-                )
-            )
-            query = query.where(condition)
+            query = query.where(self._condition(comparison))
         if search.page:
             query = query.where(pages.behind(sorts, pages.place(asked, search.page, kinds)))
         with self._store.reading() as connection:
@@ -98,6 +91,16 @@ class Experiments:
         if more:
             following = pages.token(asked, [getattr(found[-1], order.key) for order in orders])
         return Page([_experiment(row, labels[row.id]) for row in found], following)
+
+    def _condition(self, comparison: Comparison) -> Condition:
+        embedded = self._store.embedded
+        if comparison.kind == "attribute":
+            column = _COMPARED[comparison.key]
+            asked = Asked.of(comparison, number=is_number(column), embedded=embedded)
+            return compared(column, asked, embedded)
+        owned = tags.c.experiment == experiments.c.id
+        asked = Asked.of(comparison, number=False, embedded=embedded)
+        return holds(tags, owned, asked, embedded)
 
     def rename(self, number: int, name: str | None) -> None:
         """Gives an active experiment another name; None keeps the one that it has.

@@ -1,70 +1,75 @@
 """Which runs a search finds, in order: the numbers of one page.
 
-An order by a metric is read from the index of the latest values: first the runs that have a number
-there, then those with NaN, then those without the metric. A page ends when it is full, so that
-mostly one of the three is asked. Runs of several experiments are looked for in each and merged,
-which keeps every part within its index.
+Where a search begins is decided here, by what it costs. To take all runs that fit a comparison and
+sort them takes as long as there are many of them; to go through the runs in order until a page is
+full takes the longer, the fewer fit. They are counted, up to where the one costs what the other
+does.
+
+In an order by something that not every run has, those that have a value come first, then those with
+NaN, then the others, and each of the three is read from an index of its own. A page ends when it is
+full, so that mostly one of them is asked.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
 
 from registry.errors import InvalidRequest
-from registry.tracking import pages
-from registry.tracking.pages import Sort
+from registry.tracking import pages, plans
+from registry.tracking.plans import By, Rank, Scope, Shape, Test
 from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.records import View
-from registry.tracking.schema import (
-    datasets,
-    experiments,
-    input_tags,
-    inputs,
-    latest,
-    params,
-    runs,
-    tags,
-)
-from registry.tracking.search import Condition, holds, measures, number_or_text, of_run, text
-from registry.tracking.store import Store
+from registry.tracking.schema import PREFIX, experiments, runs
+from registry.tracking.search import given, is_number, kind_of
+from registry.tracking.store import Prepared, Row, Store
 
 SEPARATE = 50
 """Experiments up to which each is looked into by itself."""
+SHAPES = 256
+"""Statements that are kept: what is asked often has few shapes, and a long one takes some KB."""
 
-_ATTRIBUTES: dict[str, "sa.Column[Any]"] = {
-    "id": runs.c.id,
-    "name": runs.c.name,
-    "user_id": runs.c.user_id,
-    "status": runs.c.status,
-    "started": runs.c.started,
-    "ended": runs.c.ended,
-}
-_MISSING = sa.literal_column("1", sa.Integer)
-_THERE = sa.literal_column("0", sa.Integer)
+_Values = dict[str, object]
+_Groups = dict[bool, list[int]]
+_ORDERED = ("metric", "param", "tag", "attribute")
 
 
 @dataclass(frozen=True)
-class _Scope:
-    """Runs of some experiments, deleted or not (None: both)."""
+class _Asked:
+    """A search as statements take it: its shape, and what is bound to that."""
 
-    experiments: tuple[int, ...]
-    deleted: bool | None
+    tests: tuple[Test, ...]
+    orders: tuple[By, ...]
+    groups: _Groups
+    values: _Values
+    limit: int
 
-    def of(self, column: "sa.ColumnElement[int]") -> Condition:
-        if len(self.experiments) == 1:
-            return column == self.experiments[0]
-        return column.in_(self.experiments)
+    @property
+    def upwards(self) -> bool:
+        """Whether values rise while starts fall where they are equal: no index has that."""
+        return len(self.orders) == 1 and self.orders[0].ascending
 
+    @property
+    def ranks(self) -> tuple[Rank | None, ...]:
+        """The parts that runs are looked for in, one after the other."""
+        return plans.ranks(self.orders[0]) if self.orders else (None,)
 
-@dataclass(frozen=True)
-class _Phase:
-    """One part of an order: the runs it is about, and how those stand among themselves."""
+    def place(self, rank: Rank | None, row: Row) -> list[Any]:
+        """The place of a row in the whole order, by that among those of its rank."""
+        place = list(row[1:])
+        if rank:
+            place.insert(0, "" if self.orders[0].kind in ("param", "tag") else 0)
+        return [rank, *place] if len(self.ranks) > 1 else place
 
-    query: "sa.Select[Any]"
-    sorts: tuple[Sort, ...]
-    ranked: "sa.FromClause | None" = None
+    def within(self, rank: Rank | None, place: Sequence[Any]) -> Sequence[Any]:
+        """The other way round."""
+        if len(self.ranks) == 1:
+            return place
+        return place[2:] if rank else place[1:]
 
 
 class RunSearch:
@@ -72,184 +77,180 @@ class RunSearch:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._embedded = store.embedded
+        newest = sa.select(sa.func.max(runs.c.number)).scalar_subquery()
+        states = sa.select(experiments.c.id, experiments.c.deleted, newest)
+        self._states = Prepared(store, states.where(store.among(experiments.c.id, "numbers")))
+        self._page = lru_cache(SHAPES)(self._prepared)
+        self._count = lru_cache(SHAPES)(self._prepared_count)
 
     def page(
         self, connection: sa.Connection, experiment_ids: Sequence[int], view: View, search: Search
     ) -> tuple[list[int], str]:
         """The numbers of the runs of a page, and the token of the next. Raises InvalidRequest."""
-        scopes = self._scopes(connection, experiment_ids, view)
-        phases = list(_phases(search.orders))
-        asked = pages.question(
+        question = pages.question(
             "runs", sorted(set(experiment_ids)), view, search.filters, search.orders
         )
-        begin, place = self._begin(asked, search.page, phases)
-        found: list[tuple[int, Any]] = []
-        for number, phase in enumerate(phases):
-            wanted = search.limit + 1 - len(found)
-            if number < begin or wanted <= 0 or not scopes:
-                continue
-            query = self._query(phase, scopes, search.filters, place, wanted)
-            found += [(number, row) for row in connection.execute(query)]
-            place = []
+        tests, values = self._tests(search.filters)
+        orders = tuple(map(_by, search.orders))
+        place = pages.place(question, search.page, plans.kinds(orders)) if search.page else []
+        groups, newest = self._groups(connection, experiment_ids, view)
+        if not groups:
+            return [], ""
+        values |= {f"order_{number}": order.key for number, order in enumerate(search.orders)}
+        asked = _Asked(tests, orders, groups, values, search.limit + 1)
+        found = self._found(connection, asked, place, newest)
         following = ""
         if len(found) > search.limit:
-            number, last = found[search.limit - 1]
-            following = pages.token(asked, [number, *last[1:]])
-        return [row[0] for _, row in found[: search.limit]], following
+            following = pages.token(question, found[search.limit - 1][1])
+        return [number for number, _ in found[: search.limit]], following
 
-    def _scopes(
+    def _tests(self, filters: Sequence[Comparison]) -> tuple[tuple[Test, ...], _Values]:
+        tests, values = [], _Values()
+        for number, it in enumerate(filters):
+            column = plans.attribute(it.key) if it.kind == "attribute" else None
+            numeric = it.kind == "metric" if column is None else is_number(column)
+            value = given(it, number=numeric, embedded=self._embedded)
+            if it.kind == "metric" and isinstance(value, int):
+                value = float(value)
+            kind = type(kind_of(it.operator, value, self._embedded))
+            long = isinstance(value, str) and len(value) >= PREFIX
+            named = it.key if it.kind in ("attribute", "dataset") else ""
+            tests.append(Test(it.kind, named, it.operator, kind, long))
+            values[f"key_{number}"] = it.key
+            values[f"value_{number}"] = value
+            if isinstance(value, str):
+                values[f"beginning_{number}"] = value[:PREFIX]
+        return tuple(tests), values
+
+    def _groups(
         self, connection: sa.Connection, experiment_ids: Sequence[int], view: View
-    ) -> list[_Scope]:
+    ) -> tuple[_Groups, int]:
+        """The experiments to look for deleted runs in, and for others; and the newest run of all.
+
+        All runs of a deleted experiment are deleted.
+        """
         ids = sorted({number for number in experiment_ids if 0 <= number < 2**63})
-        query = sa.select(experiments.c.id, experiments.c.deleted)
-        query = query.where(experiments.c.id.in_(ids))
-        states = {row.id: row.deleted for row in connection.execute(query)} if ids else {}
-        groups: dict[bool | None, list[int]] = {}
-        for number in ids:
-            if number not in states or (states[number] and view == "active"):
+        groups: _Groups = {}
+        newest = 0
+        for number, deleted, last in self._states(connection, numbers=self._store.listed(ids)):
+            newest = last or 0
+            if deleted and view == "active":
                 continue
-            # All runs of a deleted experiment are deleted.
-            whole = view == "all" or states[number]
-            groups.setdefault(None if whole else view == "deleted", []).append(number)
-        few = sum(map(len, groups.values())) <= SEPARATE
-        return [
-            scope
-            for deleted, members in groups.items()
-            for scope in (
-                [_Scope((number,), deleted) for number in members]
-                if few
-                else [_Scope(tuple(members), deleted)]
-            )
-        ]
+            if deleted or view != "deleted":
+                groups.setdefault(False, []).append(number)
+            if deleted or view != "active":
+                groups.setdefault(True, []).append(number)
+        return groups, newest
 
-    def _begin(
-        self, asked: pages.Question, token: str, phases: Sequence[_Phase]
-    ) -> tuple[int, list[Any]]:
-        if not token:
-            return 0, []
-        for number, phase in enumerate(phases):
-            kinds = [int, *(sort.column.type.python_type for sort in phase.sorts)]
-            try:
-                begin, *place = pages.place(asked, token, kinds)
-            except InvalidRequest:
+    def _found(
+        self, connection: sa.Connection, asked: _Asked, place: Sequence[Any], newest: int
+    ) -> list[tuple[int, list[Any]]]:
+        """Numbers of runs, with their places in the order."""
+        source = self._source(connection, asked, newest)
+        scopes = tuple(Scope(deleted, several=True) for deleted in asked.groups)
+        shape = Shape(asked.tests, asked.orders, scopes, source)
+        if not plans.has_order(shape):
+            rows = self._rows(connection, shape, asked, place, asked.limit)
+            return [(row[0], list(row[1:])) for row in rows]
+        found: list[tuple[int, list[Any]]] = []
+        shape = shape._replace(scopes=tuple(self._scopes(asked)))
+        for rank in asked.ranks:
+            if place and len(asked.ranks) > 1 and (rank or 0) < place[0]:
                 continue
-            if begin == number:
-                return number, place
-        raise InvalidRequest("page_token", "not one that an earlier page of this search gave")
+            begin = asked.within(rank, place)
+            wanted = asked.limit - len(found)
+            read = self._upwards if asked.upwards and not rank else self._rows
+            rows = read(connection, shape._replace(rank=rank), asked, begin, wanted)
+            found += [(row[0], asked.place(rank, row)) for row in rows]
+            if len(found) == asked.limit:
+                break
+            place = []
+        return found
 
-    def _query(
+    def _scopes(self, asked: _Asked) -> Iterator[Scope]:
+        """Those that are looked into in order, whose experiments become values."""
+        separate = sum(map(len, asked.groups.values())) <= SEPARATE
+        place = 0
+        for deleted, members in asked.groups.items():
+            for number in members if separate else ():
+                asked.values[f"experiment_{place}"] = number
+                place += 1
+                yield Scope(deleted, several=False)
+            if not separate:
+                yield Scope(deleted, several=True)
+
+    def _source(self, connection: sa.Connection, asked: _Asked, newest: int) -> int | None:
+        """The comparison that the fewest runs fit, if these are worth to be taken and sorted."""
+        known = asked.groups.values()
+        everything = sorted({number for members in known for number in members})
+        asked.values["experiments"] = self._store.listed(everything)
+        for number, members in enumerate(known):
+            asked.values[f"experiments_{number}"] = self._store.listed(members)
+        best, bound = None, math.isqrt(asked.limit * newest) + 1
+        tests = [it for it in enumerate(asked.tests) if plans.has_index(it[1])]
+        for number, test in sorted(tests, key=lambda it: it[1].operator != "="):
+            if bound <= asked.limit:
+                break
+            query = self._count(test, number)
+            fitting = query(connection, **asked.values, limit=bound).scalar_one()
+            if fitting < bound:
+                best, bound = number, fitting
+        return best
+
+    def _upwards(
         self,
-        phase: _Phase,
-        scopes: Sequence[_Scope],
-        filters: Sequence[Comparison],
+        connection: sa.Connection,
+        shape: Shape,
+        asked: _Asked,
         place: Sequence[Any],
-        limit: int,
-    ) -> "sa.Select[Any]":
-        query = phase.query.limit(limit).order_by(*(sort.ordered for sort in phase.sorts))
-        for comparison in filters:
-            query = query.where(self._condition(comparison))
+        wanted: int,
+    ) -> list[Row]:
+        """Runs by rising values, and where these are equal the last started first.
+
+        Read upwards, those of one value come in the wrong order, but all together; only the last
+        ones, of which there may be more, are asked for once more, the other way.
+        """
+        found: list[Row] = []
+        level = shape._replace(at_level=True)
         if place:
-            query = query.where(pages.behind(phase.sorts, place))
-        parts = [_within(query, scope, phase) for scope in scopes]
-        if len(parts) == 1:
-            return parts[0]
-        # SQLite takes no limit in a part of a union, unless it is a query of its own.
-        merged = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
-        columns = list(merged.c)[1:]
-        order = [
-            column.asc() if sort.ascending else column.desc()
-            for column, sort in zip(columns, phase.sorts, strict=True)
-        ]
-        return sa.select(merged).order_by(*order).limit(limit)
+            found = self._rows(connection, level, asked, place, wanted, level=place[0])
+        wanted -= len(found)
+        if not wanted:
+            return found
+        shape = shape._replace(upwards=True, begin="beyond" if place else "")
+        own = {"level": place[0]} if place else {}
+        rows = self._rows(connection, shape, asked, (), wanted, **own)
+        groups = [list(rows) for _, rows in groupby(rows, key=lambda row: row[1])]
+        if len(rows) == wanted:
+            last = groups.pop()
+            wanted = len(last)
+            groups.append(self._rows(connection, level, asked, (), wanted, level=last[0][1])[::-1])
+        return found + [row for group in groups for row in reversed(group)]
 
-    def _condition(self, comparison: Comparison) -> Condition:
-        embedded = self._store.embedded
-        match comparison.kind:
-            case "metric":
-                # The experiment is the same: said again, it opens the index of values.
-                owned = sa.and_(
-                    latest.c.run == runs.c.number, latest.c.experiment == runs.c.experiment
-                )
-                return measures(latest, owned, comparison)
-            case "param":
-                return of_run(params, runs.c.number, comparison, embedded)
-            case "tag":
-                return of_run(tags, runs.c.number, comparison, embedded)
-            case "attribute":
-                return number_or_text(_attribute(comparison.key), comparison, embedded)
-            case "dataset":
-                column = datasets.c[comparison.key]
-                used = sa.select(_THERE).join_from(
-                    inputs, datasets, datasets.c.number == inputs.c.dataset
-                )
-                used = used.where(inputs.c.run == runs.c.number, text(column, comparison, embedded))
-                return used.exists()
-            case "input tag":
-                owned = input_tags.c.run == runs.c.number
-                return holds(input_tags, owned, comparison, embedded)
+    def _rows(
+        self,
+        connection: sa.Connection,
+        shape: Shape,
+        asked: _Asked,
+        place: Sequence[Any],
+        wanted: int,
+        **own: object,
+    ) -> list[Row]:
+        values = {**asked.values, **own, "limit": wanted}
+        if place:
+            shape = shape._replace(begin="place")
+            values |= {f"place_{number}": value for number, value in enumerate(place)}
+        return list(self._page(shape)(connection, **values).all())
+
+    def _prepared(self, shape: Shape) -> Prepared:
+        return Prepared(self._store, plans.page(shape, self._embedded))
+
+    def _prepared_count(self, test: Test, number: int) -> Prepared:
+        return Prepared(self._store, plans.count(test, number, self._embedded))
 
 
-def _attribute(key: str) -> "sa.Column[Any]":
-    if key not in _ATTRIBUTES:
-        raise InvalidRequest("filter", f"{key!r} cannot be searched or sorted by")
-    return _ATTRIBUTES[key]
-
-
-def _within(query: "sa.Select[Any]", scope: _Scope, phase: _Phase) -> "sa.Select[Any]":
-    query = query.where(scope.of(runs.c.experiment))
-    if phase.ranked is not None:
-        query = query.where(scope.of(phase.ranked.c.experiment))
-    if scope.deleted is not None:
-        query = query.where(runs.c.deleted == (sa.true() if scope.deleted else sa.false()))
-    return query
-
-
-def _phases(orders: Sequence[Order]) -> Iterator[_Phase]:
-    if not orders or orders[0].kind != "metric":
-        yield _phase(orders)
-        return
-    first, *rest = orders
-    ranked = latest.alias("ranked")
-    of_run = sa.and_(ranked.c.run == runs.c.number, ranked.c.key == first.key)
-    for nan in (sa.false(), sa.true()):
-        lead = [] if nan is sa.true() else [Sort(ranked.c.value, first.ascending)]
-        phase = _phase(rest, lead)
-        query = phase.query.join(ranked, of_run).where(ranked.c.nan == nan)
-        yield _Phase(query, phase.sorts, ranked)
-    without = _phase(rest)
-    known = sa.select(_THERE).where(latest.c.run == runs.c.number, latest.c.key == first.key)
-    yield _Phase(without.query.where(~known.exists()), without.sorts)
-
-
-def _phase(orders: Sequence[Order], lead: Sequence[Sort] = ()) -> _Phase:
-    """Runs in an order that no index has, unless it is that of their start."""
-    source: sa.FromClause = runs
-    sorts = list(lead)
-    for number, order in enumerate(orders):
-        if order.kind == "attribute":
-            attribute = _attribute(order.key)
-            column: sa.ColumnElement[Any] = attribute
-            if attribute.nullable:
-                sorts.append(Sort(sa.case((column.is_(None), _MISSING), else_=_THERE), True))
-                column = sa.func.coalesce(column, _THERE, type_=sa.BigInteger)
-            sorts.append(Sort(column, order.ascending))
-            continue
-        table = {"metric": latest, "param": params, "tag": tags}[order.kind].alias(f"by_{number}")
-        owned = sa.and_(table.c.run == runs.c.number, table.c.key == order.key)
-        source = source.outerjoin(table, owned)
-        absent = (table.c.run.is_(None), sa.literal_column("2", sa.Integer))
-        if order.kind == "metric":
-            sorts.append(Sort(sa.case(absent, (table.c.nan, _MISSING), else_=_THERE), True))
-            value = sa.func.coalesce(table.c.value, sa.literal_column("0.0"), type_=sa.Double)
-        else:
-            sorts.append(Sort(sa.case(absent, else_=_THERE), True))
-            value = sa.func.coalesce(table.c.value, sa.literal_column("''"), type_=sa.Text)
-        sorts.append(Sort(value, order.ascending))
-    if not any(order.kind == "attribute" and order.key == "started" for order in orders):
-        sorts.append(Sort(runs.c.started, False))
-    sorts.append(Sort(runs.c.number, False))
-    labelled = [sort.column.label(f"sort_{number}") for number, sort in enumerate(sorts)]
-    # The number stands first, and is the last column of the order as well.
-    return _Phase(
-        sa.select(runs.c.number.label("found"), *labelled).select_from(source), tuple(sorts)
-    )
+def _by(order: Order) -> By:
+    if order.kind not in _ORDERED:
+        raise InvalidRequest("order_by", f"nothing can be ordered by a {order.kind}")
+    return By(order.kind, order.key if order.kind == "attribute" else "", order.ascending)

@@ -16,7 +16,7 @@ from registry.tracking.schema import experiments, models
 from registry.tracking.schema import model_metrics as metrics
 from registry.tracking.schema import model_params as params
 from registry.tracking.schema import model_tags as tags
-from registry.tracking.search import Condition, holds, measures, number_or_text
+from registry.tracking.search import Asked, Condition, compared, holds, is_number, measures
 from registry.tracking.store import Row, Store, Texts, chunks, texts_of
 
 OnDataset = tuple[str, str | None]
@@ -142,15 +142,16 @@ class LoggedModels:
 
     def _condition(self, comparison: Comparison, on_these: Condition) -> Condition:
         embedded = self._store.embedded
-        match comparison.kind:
-            case "metric":
-                owned = sa.and_(metrics.c.model == models.c.number, on_these)
-                return measures(metrics, owned, comparison)
-            case "param":
-                return holds(params, params.c.model == models.c.number, comparison, embedded)
-            case "tag":
-                return holds(tags, tags.c.model == models.c.number, comparison, embedded)
-        return number_or_text(_attribute(comparison.key), comparison, embedded)
+        column = _attribute(comparison.key) if comparison.kind == "attribute" else None
+        number = comparison.kind == "metric" if column is None else is_number(column)
+        asked = Asked.of(comparison, number=number, embedded=embedded)
+        if column is not None:
+            return compared(column, asked, embedded)
+        if comparison.kind == "metric":
+            owned = sa.and_(metrics.c.model == models.c.number, on_these)
+            return measures(metrics, owned, asked)
+        table = {"param": params, "tag": tags}[comparison.kind]
+        return holds(table, table.c.model == models.c.number, asked, embedded)
 
     def _change(self, connection: sa.Connection, model_id: str, **values: object) -> None:
         changed = sa.update(models).where(models.c.id == model_id, models.c.deleted == sa.false())

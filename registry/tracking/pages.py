@@ -71,13 +71,14 @@ def place(asked: Question, text: str, kinds: Sequence[type]) -> list[Any]:
 
 
 def behind(sorts: Sequence[Sort], values: Sequence[Any]) -> "sa.ColumnElement[bool]":
-    """The condition of a row that comes after the one with these values.
+    """The condition of a row that comes after the one with these values, or parameters.
 
     Its first part bounds the first column alone: that is what an index can be entered by.
     """
     (sort, *rest), (given, *others) = sorts, values
     # Of the type of the column: SQLAlchemy does not order by a bare True.
-    value = sa.literal(given, sort.column.type)
+    named = isinstance(given, sa.BindParameter)
+    value = given if named else sa.literal(given, sort.column.type)
     beyond: sa.ColumnElement[bool] = sort.column > value if sort.ascending else sort.column < value
     if not rest:
         return beyond

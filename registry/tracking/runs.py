@@ -43,7 +43,7 @@ from registry.tracking.schema import (
     runs,
     tags,
 )
-from registry.tracking.store import Row, Rows, Store, Texts, chunks
+from registry.tracking.store import Prepared, Row, Store, Texts, chunks
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Runs:
 
     def __init__(self, store: Store, experiments: Experiments) -> None:
         self._store = store
-        self._tags = Texts(store, tags, "run")
+        self._tags = Texts(store, tags, "run", ("experiment", "started"))
         self._experiments = experiments
         self._search = RunSearch(store)
         self._statements = _Statements(store)
@@ -95,9 +95,9 @@ class Runs:
         labels = dict(tags or {})
         with self._store.writing() as connection:
             holder = self._experiments.active(connection, experiment)
-            inserted = connection.execute(self._statements.insert_run, row)
-            number = int(inserted.scalar_one())
-            self._tags.write(connection, number, labels)
+            number = int(self._statements.insert_run(connection, **row).scalar_one())
+            own = {"experiment": experiment, "started": row["started"]}
+            self._tags.write(connection, number, labels, **own)
         return Run(
             number=number,
             artifact_location=holder.artifact_location,
@@ -108,7 +108,7 @@ class Runs:
     def get(self, run_id: str) -> Run:
         """The run and all that it logged, also a deleted one. Raises RunNotFound."""
         with self._store.reading() as connection:
-            row = connection.execute(self._statements.find, {"id": run_id}).one_or_none()
+            row = self._statements.find(connection, id=run_id).one_or_none()
             if row is None:
                 raise RunNotFound(run_id)
             return self._filled(connection, [row])[0]
@@ -126,11 +126,12 @@ class Runs:
         given = {"status": status, "ended": ended, "name": name}
         values = {key: value for key, value in given.items() if value is not None}
         with self._store.writing() as connection:
-            number = self._active(connection, run_id).number
+            run = self._active(connection, run_id)
             if values:
-                connection.execute(sa.update(runs).where(runs.c.number == number).values(values))
-            self._tags.write(connection, number, tags or {})
-            row = connection.execute(self._statements.find, {"id": run_id}).one()
+                changed = sa.update(runs).where(runs.c.number == run.number)
+                connection.execute(changed.values(values))
+            self._write_tags(connection, run, tags or {})
+            row = self._statements.find(connection, id=run_id).one()
         return _run(row)
 
     def delete(self, run_id: str) -> None:
@@ -157,9 +158,9 @@ class Runs:
         """
         with self._store.writing() as connection:
             run = self._active(connection, run_id)
-            self._log_params(connection, run.number, batch.params)
+            self._log_params(connection, run, batch.params)
             self._log_metrics(connection, run, batch.metrics)
-            self._tags.write(connection, run.number, batch.tags)
+            self._write_tags(connection, run, batch.tags)
             if batch.name is not None:
                 renamed = sa.update(runs).where(runs.c.number == run.number)
                 connection.execute(renamed.values(name=batch.name))
@@ -189,15 +190,20 @@ class Runs:
             self._log_models(connection, self._active(connection, run_id).number, made)
 
     def _active(self, connection: sa.Connection, run_id: str) -> Row:
-        row = connection.execute(self._statements.writable, {"id": run_id}).one_or_none()
+        row = self._statements.writable(connection, id=run_id).one_or_none()
         if row is None:
             raise RunNotFound(run_id)
         if row.deleted:
             raise RunDeleted(run_id)
         return row
 
+    def _write_tags(self, connection: sa.Connection, run: Row, given: Mapping[str, str]) -> None:
+        self._tags.write(
+            connection, run.number, given, experiment=run.experiment, started=run.started
+        )
+
     def _log_params(
-        self, connection: sa.Connection, number: int, given: Sequence[tuple[str, str]]
+        self, connection: sa.Connection, run: Row, given: Sequence[tuple[str, str]]
     ) -> None:
         if not given:
             return
@@ -205,11 +211,12 @@ class Runs:
         for key, value in given:
             if once.setdefault(key, value) != value:
                 raise ParamExists(key, once[key], value)
-        rows = [{"run": number, "key": key, "value": once[key]} for key in sorted(once)]
+        own = {"run": run.number, "experiment": run.experiment, "started": run.started}
+        rows = [{"key": key, "value": once[key], **own} for key in sorted(once)]
         if self._statements.insert_params.write(connection, rows) == len(rows):
             return
         query = sa.select(params.c.key, params.c.value).where(
-            params.c.run == number, params.c.key.in_(list(once))
+            params.c.run == run.number, params.c.key.in_(list(once))
         )
         for key, kept in connection.execute(query):
             if once[key] != kept:
@@ -227,10 +234,8 @@ class Runs:
         ordered = sorted(given, key=lambda it: (it.key, it.timestamp, it.step))
         rows = [{"run": run.number, **_stored(metric)} for metric in ordered]
         self._statements.insert_metrics.write(connection, rows)
-        rows = [
-            {"run": run.number, "experiment": run.experiment, **_stored(newest[key])}
-            for key in sorted(newest)
-        ]
+        own = {"run": run.number, "experiment": run.experiment, "started": run.started}
+        rows = [{**own, **_stored(newest[key])} for key in sorted(newest)]
         self._statements.renew.write(connection, rows)
 
     def _log_model_metrics(
@@ -342,8 +347,8 @@ class Runs:
     def _numbered(self, connection: sa.Connection, numbers: Sequence[int]) -> list[Run]:
         found: dict[int, Run] = {}
         for some in chunks(numbers):
-            query = self._statements.rows.where(runs.c.number.in_(some))
-            for run in self._filled(connection, connection.execute(query).all()):
+            rows = self._statements.rows(connection, numbers=self._store.listed(some)).all()
+            for run in self._filled(connection, rows):
                 found[run.number] = run
         return [found[number] for number in numbers]
 
@@ -361,9 +366,8 @@ class Runs:
             return []
         fed = False
         numbers = list(logged)
-        for kind, number, key, value, measured, nan, timestamp, step in connection.execute(
-            self._statements.logged, {"numbers": numbers}
-        ).all():
+        everything = self._statements.logged(connection, numbers=self._store.listed(numbers))
+        for kind, number, key, value, measured, nan, timestamp, step in everything.all():
             own = logged[number]
             match kind:
                 case "metric":
@@ -412,36 +416,37 @@ class _Logged:
 
 
 class _Statements:
-    """What is asked again and again, built once: SQLAlchemy knows each again by itself."""
+    """What is asked again and again, made once."""
 
     def __init__(self, store: Store) -> None:
         hidden = sa.or_(runs.c.deleted, experiments.c.deleted).label("deleted")
         home = experiments.c.id == runs.c.experiment
-        self.insert_run = sa.insert(runs).returning(runs.c.number)
-        self.writable = (
-            sa.select(runs.c.number, runs.c.experiment, hidden)
+        names = [column.name for column in runs.c if column is not runs.c.number]
+        insert = sa.insert(runs).returning(runs.c.number)
+        self.insert_run = Prepared(store, insert, names)
+        self.writable = Prepared(
+            store,
+            sa.select(runs.c.number, runs.c.experiment, runs.c.started, hidden)
             .join(experiments, home)
-            .where(runs.c.id == sa.bindparam("id"))
+            .where(runs.c.id == sa.bindparam("id")),
         )
         columns = [column for column in runs.c if column is not runs.c.deleted]
-        self.rows = sa.select(*columns, hidden, experiments.c.artifact_location).join(
-            experiments, home
-        )
-        self.find = self.rows.where(runs.c.id == sa.bindparam("id"))
+        rows = sa.select(*columns, hidden, experiments.c.artifact_location).join(experiments, home)
+        self.rows = Prepared(store, rows.where(store.among(runs.c.number, "numbers")))
+        self.find = Prepared(store, rows.where(runs.c.id == sa.bindparam("id")))
+        own = ("run", "experiment", "started")
         value = ("key", "value", "nan", "timestamp", "step")
-        self.insert_params = Rows(
-            store, store.upsert(params).on_conflict_do_nothing(), ("run", "key", "value")
+        self.insert_params = Prepared(
+            store, store.upsert(params).on_conflict_do_nothing(), (*own, "key", "value")
         )
-        self.insert_metrics = Rows(
+        self.insert_metrics = Prepared(
             store, store.upsert(metrics).on_conflict_do_nothing(), ("run", *value)
         )
-        self.renew = Rows(
-            store, _newer(store, latest, ["run", "key"]), ("run", "experiment", *value)
-        )
+        self.renew = Prepared(store, _newer(store, latest, ["run", "key"]), (*own, *value))
         self.renew_model_metric = _newer(
             store, model_metrics, ["model", "key", "dataset_name", "dataset_digest"]
         )
-        self.logged = _logged()
+        self.logged = Prepared(store, _logged(store))
 
 
 def _newer(store: Store, table: sa.Table, place: list[str]) -> "sa.Insert":
@@ -457,11 +462,11 @@ def _newer(store: Store, table: sa.Table, place: list[str]) -> "sa.Insert":
     return insert.on_conflict_do_update(index_elements=place, set_=changed, where=later)
 
 
-def _logged() -> "sa.CompoundSelect[Any]":
+def _logged(store: Store) -> "sa.CompoundSelect[Any]":
     """All that the runs `numbers` logged: (kind, run, key, text, number, nan, timestamp, step)."""
 
     def part(kind: Any, table: sa.Table, key: Any, *rest: Any) -> "sa.Select[Any]":
-        chosen = table.c.run.in_(sa.bindparam("numbers", expanding=True))
+        chosen = store.among(table.c.run, "numbers")
         return sa.select(kind, table.c.run, key, *rest).where(chosen)
 
     text: sa.ColumnElement[str] = sa.literal_column("''")
@@ -500,4 +505,5 @@ def _stored(metric: Metric) -> dict[str, object]:
 
 def _run(row: Row, logged: _Logged | None = None) -> Run:
     own = logged or _Logged()
-    return Run(**row._mapping, **vars(own))
+    facts = {**row._mapping, "deleted": bool(row.deleted)}  # a number to SQLite
+    return Run(**facts, **vars(own))

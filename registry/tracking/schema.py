@@ -10,15 +10,23 @@ at a history. `tracking_metrics` is its own primary key: the same value twice is
 history is read in the order of the index.
 
 NaN is a flag beside 0.0: SQLite cannot store it, and databases do not agree where it sorts.
+
+What runs are searched and sorted by repeats the run's experiment and start, which never change, so
+that one index holds a whole order: experiment, key, value, and the start where values are equal.
+Texts are sorted by bytes on every database, and by as many of them as an index can hold.
 """
+
+from typing import Any
 
 import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
 PREFIX = 250
-"""Characters of a param or tag that its index holds: a whole one is too long for PostgreSQL's."""
+"""Characters of a text that its index holds: a whole one is too long for PostgreSQL's."""
 
+_Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+_Status = sa.String(16).with_variant(sa.String(16, collation="C"), "postgresql")
 _Number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -58,21 +66,31 @@ runs = sa.Table(
     sa.Column(
         "experiment", sa.BigInteger, sa.ForeignKey("tracking_experiments.id"), nullable=False
     ),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("user_id", sa.Text, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("name", _Text, nullable=False),
+    sa.Column("user_id", _Text, nullable=False),
+    sa.Column("status", _Status, nullable=False),
     sa.Column("started", sa.BigInteger, nullable=False),
     sa.Column("ended", sa.BigInteger),
     sa.Column("deleted", sa.Boolean, nullable=False),
     sqlite_autoincrement=True,
 )
-sa.Index(
-    "tracking_runs_by_start",
-    runs.c.experiment,
-    runs.c.deleted,
-    runs.c.started,
-    runs.c.number,
-)
+
+
+def beginning(value: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    """What an index holds of a text."""
+    return sa.func.substr(value, sa.literal_column("1"), sa.literal_column(str(PREFIX)))
+
+
+def _run_index(name: str, *columns: "sa.ColumnElement[Any]") -> sa.Index:
+    place = (runs.c.experiment, runs.c.deleted)
+    return sa.Index(f"tracking_runs_by_{name}", *place, *columns, runs.c.started, runs.c.number)
+
+
+_run_index("start")
+_run_index("end", runs.c.ended)
+_run_index("name", beginning(runs.c.name))
+_run_index("user", beginning(runs.c.user_id))
+_run_index("status", runs.c.status)
 metrics = sa.Table(
     "tracking_metrics",
     metadata,
@@ -90,6 +108,7 @@ latest = sa.Table(
     _owner("run", "runs"),
     _key(),
     sa.Column("experiment", sa.BigInteger, nullable=False),
+    sa.Column("started", sa.BigInteger, nullable=False),
     sa.Column("timestamp", sa.BigInteger, nullable=False),
     sa.Column("step", sa.BigInteger, nullable=False),
     sa.Column("value", sa.Double, nullable=False),
@@ -102,6 +121,8 @@ sa.Index(
     latest.c.key,
     latest.c.nan,
     latest.c.value,
+    latest.c.started,
+    latest.c.run,
 )
 
 
@@ -111,16 +132,14 @@ def _texts(name: str) -> sa.Table:
         metadata,
         _owner("run", "runs"),
         _key(),
-        sa.Column("value", sa.Text, nullable=False),
+        sa.Column("experiment", sa.BigInteger, nullable=False),
+        sa.Column("started", sa.BigInteger, nullable=False),
+        sa.Column("value", _Text, nullable=False),
         sqlite_with_rowid=False,
     )
-    sa.Index(f"tracking_{name}_by_value", table.c.key, beginning(table.c.value))
+    place = (table.c.experiment, table.c.key, beginning(table.c.value))
+    sa.Index(f"tracking_{name}_by_value", *place, table.c.started, table.c.run)
     return table
-
-
-def beginning(value: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
-    """What the index of params and of tags holds of a value."""
-    return sa.func.substr(value, sa.literal_column("1"), sa.literal_column(str(PREFIX)))
 
 
 params = _texts("params")
@@ -219,9 +238,7 @@ files = sa.Table(
     # The id of a run or of a logged model: no two have the same one.
     sa.Column("owner", sa.String(36), primary_key=True),
     # Sorted by bytes, so that what lies below a directory is one stretch of the index.
-    sa.Column(
-        "path", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), primary_key=True
-    ),
+    sa.Column("path", _Text, primary_key=True),
     sa.Column("md5", sa.String(32), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sqlite_with_rowid=False,

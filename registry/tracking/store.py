@@ -1,5 +1,6 @@
 """What every part of tracking shares: connections, whose turn it is to write, time and ids."""
 
+import json
 import threading
 import time
 import uuid
@@ -11,12 +12,20 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from registry.database import engine_of, translated, writing
+from registry.tracking.search import among
 
 Row = Any
 """A row of an answer: SQLAlchemy 2.1 spells its type in another way than 2.0."""
 
 PATIENCE = 10
 """Seconds a writer waits for its turn on SQLite: writers come in queues, and each is quick."""
+
+PLANNER = (
+    "-c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off -c jit=off"
+    " -c random_page_cost=1.1"
+)
+"""Every question has an index, and is asked to begin where it should: PostgreSQL is kept from
+reading whole tables because it takes a page for larger than it is."""
 
 
 class Store:
@@ -32,7 +41,7 @@ class Store:
         clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
-        self._engine = engine_of(database, PATIENCE)
+        self._engine = engine_of(database, PATIENCE, PLANNER)
         self.new_id = new_id
         self._clock = clock
         embedded = self._engine.dialect.name == "sqlite"
@@ -77,6 +86,15 @@ class Store:
         # The two have the same methods; SQLAlchemy has no common name for them.
         return sqlite.insert(table) if self.embedded else postgresql.insert(table)  # type: ignore[return-value]
 
+    def among(self, column: "sa.ColumnElement[int]", name: str) -> "sa.ColumnElement[bool]":
+        """Whether a number is one of those that are `listed` in a parameter."""
+        kind = sa.Text() if self.embedded else sa.ARRAY(sa.BigInteger)
+        return among(column, sa.bindparam(name, type_=kind), self.embedded)
+
+    def listed(self, numbers: Sequence[int]) -> object:
+        """Numbers as one parameter."""
+        return json.dumps(numbers) if self.embedded else list(numbers)
+
     def upgrade(self) -> None:
         """Brings the tables to the form that this version knows; harmless when they have it."""
         from registry.tracking.migrations import upgrade  # noqa: PLC0415 a worker needs no Alembic
@@ -96,37 +114,57 @@ def _trust_the_log(connection: Any, _: object) -> None:
     cursor.close()
 
 
-class Rows:
-    """An INSERT for many rows at once, as the driver takes it.
+class Prepared:
+    """A statement as the driver takes it, with named parameters.
 
-    It is compiled once: SQLAlchemy would go through every value of every row, which takes longer
-    than the database does. What is written must be of types that the driver knows itself.
+    It is compiled once: SQLAlchemy would otherwise put it together again, and go through every
+    value of every row, which takes longer than most databases do. What is given must be of types
+    that the driver knows itself, and what is read is as the driver gives it.
     """
 
-    def __init__(self, store: Store, statement: sa.Insert, columns: Sequence[str]) -> None:
-        compiled = statement.compile(dialect=store.dialect, column_keys=list(columns))
+    def __init__(
+        self, store: Store, statement: "sa.ClauseElement", columns: Sequence[str] | None = None
+    ) -> None:
+        """`columns` are those that an INSERT is given."""
+        compiled: Any = statement.compile(dialect=store.dialect, column_keys=columns)
         self._text = str(compiled)
-        self._order = getattr(compiled, "positiontup", None)
+        self._order = compiled.positiontup
+        # What the statement has of its own, such as SQLite's offset beside a limit.
+        self._own = {
+            name: parameter.value
+            for name, parameter in compiled.binds.items()
+            if not (parameter.required or columns)
+        }
+
+    def __call__(self, connection: sa.Connection, **values: object) -> Any:
+        """Runs it with these values."""
+        return connection.exec_driver_sql(self._text, self._given({**self._own, **values}))
 
     def write(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> int:
         """Writes the rows, of which there must be one, and returns how many were new or changed."""
-        given: Any = rows
-        if self._order:
-            given = [tuple([row[name] for name in self._order]) for row in rows]
+        given: Any = [self._given(row) for row in rows]
         return connection.exec_driver_sql(self._text, given).rowcount
+
+    def _given(self, values: Mapping[str, object]) -> Any:
+        return tuple([values[name] for name in self._order]) if self._order else values
 
 
 class Texts:
-    """The rows of one table of tags: owner, key, value."""
+    """The rows of one table of tags: owner, key, value, and what else is `of_owner`."""
 
-    def __init__(self, store: Store, table: sa.Table, owner: str) -> None:
+    def __init__(
+        self, store: Store, table: sa.Table, owner: str, of_owner: Sequence[str] = ()
+    ) -> None:
         self._owner = owner
         insert = store.upsert(table)
-        self._statement = insert.on_conflict_do_update(
+        insert = insert.on_conflict_do_update(
             index_elements=[owner, "key"], set_={"value": insert.excluded.value}
         )
+        self._statement = Prepared(store, insert, (owner, "key", *of_owner, "value"))
 
-    def write(self, connection: sa.Connection, number: int, values: Mapping[str, str]) -> None:
+    def write(
+        self, connection: sa.Connection, number: int, values: Mapping[str, str], **of_owner: int
+    ) -> None:
         """Writes some, of which the last value counts.
 
         In the order of keys, so that no two writers block each other for ever.
@@ -134,10 +172,10 @@ class Texts:
         if not values:
             return
         rows = [
-            {self._owner: number, "key": key, "value": value}
+            {self._owner: number, "key": key, "value": value, **of_owner}
             for key, value in sorted(values.items())
         ]
-        connection.execute(self._statement, rows)
+        self._statement.write(connection, rows)
 
 
 def texts_of(

@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from service import Registry
 
 from registry.tracking import Tracking
+from registry.tracking.migrations import upgrade
 from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.records import Metric
 from registry.tracking.runs import Batch
@@ -53,7 +54,7 @@ def test_the_index_of_params_holds_what_the_code_believes(tracking: Tracking) ->
 def test_an_upgrade_can_be_repeated_and_made_by_many_at_once(database: str) -> None:
     problems = []
 
-    def upgrade() -> None:
+    def upgraded() -> None:
         tracking = Tracking.of(database)
         try:
             tracking.upgrade()
@@ -62,7 +63,7 @@ def test_an_upgrade_can_be_repeated_and_made_by_many_at_once(database: str) -> N
         finally:
             tracking.close()
 
-    threads = [Thread(target=upgrade) for _ in range(4)]
+    threads = [Thread(target=upgraded) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -71,6 +72,45 @@ def test_an_upgrade_can_be_repeated_and_made_by_many_at_once(database: str) -> N
     assert problems == []
     tracking = Tracking.of(database)
     assert tracking.experiments.get(0).name == "Default"
+    tracking.close()
+
+
+def test_an_upgrade_keeps_what_was_logged_before(database: str) -> None:
+    """What runs are sorted by came to know the experiment and the start of its run later."""
+    tracking = Tracking.of(database)
+    with tracking.store.writing() as connection:
+        upgrade(connection, "0002")
+        for insert in (
+            "INSERT INTO tracking_experiments (id, name, deleted, created, updated)"
+            " VALUES (7, 'seven', false, 1, 1)",
+            "INSERT INTO tracking_runs (number, id, experiment, name, user_id, status, started,"
+            " deleted) VALUES (1, 'one', 7, 'a', 'ada', 'FINISHED', 5, false),"
+            " (2, 'two', 7, 'b', 'ada', 'FINISHED', 9, false),"
+            " (3, 'three', 0, 'c', 'ada', 'FINISHED', 9, false)",
+            "INSERT INTO tracking_latest (run, key, experiment, timestamp, step, value, nan)"
+            " VALUES (1, 'loss', 7, 1, 1, 0.5, false), (2, 'loss', 7, 1, 1, 0.5, false)",
+            "INSERT INTO tracking_params (run, key, value) VALUES (1, 'lr', '1'), (2, 'lr', '1'),"
+            " (3, 'lr', '1')",
+            "INSERT INTO tracking_tags (run, key, value) VALUES (1, 't', 'x'), (2, 't', 'y')",
+        ):
+            connection.exec_driver_sql(insert)
+    tracking.upgrade()
+
+    for order in (Order("metric", "loss", True), Order("param", "lr", False)):
+        found = tracking.runs.search([7], "active", Search(orders=[order])).found
+        assert [it.id for it in found] == ["two", "one"]
+    wanted = Search([Comparison("param", "lr", "=", "1")], limit=1)
+    assert [it.id for it in tracking.runs.search([7], "active", wanted).found] == ["two"]
+    found = tracking.runs.search([7], "active", Search([Comparison("tag", "t", "=", "x")])).found
+    assert [(it.id, it.tags, it.params) for it in found] == [("one", {"t": "x"}, {"lr": "1"})]
+    with tracking.store.reading() as connection:
+        for name in ("latest", "params", "tags"):
+            columns = sa.inspect(connection).get_columns(f"tracking_{name}")
+            assert not any(column["nullable"] for column in columns)
+    if tracking.store.embedded:
+        with tracking.store.reading() as connection:
+            query = "SELECT sql FROM sqlite_master WHERE name = 'tracking_params'"
+            assert "WITHOUT ROWID" in connection.exec_driver_sql(query).scalar_one()
     tracking.close()
 
 
@@ -124,11 +164,15 @@ def many(tracking: Tracking) -> Tracking:
     with tracking.store.writing() as connection:
         for insert in (
             "INSERT INTO tracking_runs (number, id, experiment, name, user_id, status, started,"
-            " deleted) SELECT n, 'run-' || n, 0, 'run', '', 'FINISHED', 1000000 + n, false",
-            "INSERT INTO tracking_latest (run, key, experiment, timestamp, step, value, nan)"
-            " SELECT n, 'loss', 0, 0, 0, n * 7919 - n * 7919 / 1000 * 1000, false",
-            "INSERT INTO tracking_params (run, key, value) SELECT n, 'seed', 'seed ' || n",
-            "INSERT INTO tracking_tags (run, key, value) SELECT n, 'parent', 'run-' || (n / 10)",
+            " deleted) SELECT n, 'run-' || n, 0, 'run', 'user ' || (n / 100), 'FINISHED',"
+            " 1000000 + n, false",
+            "INSERT INTO tracking_latest"
+            " (run, key, experiment, started, timestamp, step, value, nan) SELECT"
+            " n, 'loss', 0, 1000000 + n, 0, 0, n * 7919 - n * 7919 / 1000 * 1000, false",
+            "INSERT INTO tracking_params (run, key, experiment, started, value)"
+            " SELECT n, 'seed', 0, 1000000 + n, 'seed ' || (n / 10)",
+            "INSERT INTO tracking_tags (run, key, experiment, started, value)"
+            " SELECT n, 'parent', 0, 1000000 + n, 'run-' || (n / 10)",
             "INSERT INTO tracking_metrics (run, key, timestamp, step, value, nan)"
             " SELECT 1, 'long', n, n, n, false",
         ):
@@ -142,9 +186,29 @@ SEARCHES = {
     "by a metric": Search(orders=[Order("metric", "loss", True)], limit=100),
     "by a metric downwards": Search(orders=[Order("metric", "loss", False)], limit=100),
     "children": Search([Comparison("tag", "parent", "=", "run-7")], limit=100),
-    "one param": Search([Comparison("param", "seed", "=", "seed 4711")], limit=100),
+    "one param": Search([Comparison("param", "seed", "=", "seed 471")], limit=100),
     "above": Search([Comparison("metric", "loss", ">", 998.5)], limit=100),
+    "of a user": Search([Comparison("attribute", "user_id", "=", "user 9")], limit=100),
+    "started lately": Search([Comparison("attribute", "started", ">", 1004900)], limit=100),
+    "few, by a metric": Search(
+        [Comparison("tag", "parent", "=", "run-7"), Comparison("metric", "loss", ">", 1.0)],
+        [Order("metric", "loss", True)],
+        limit=100,
+    ),
+    "many, by a param": Search(
+        [Comparison("metric", "loss", ">", 1.0)], [Order("param", "seed", True)], limit=100
+    ),
 }
+ORDERS = [
+    Order(kind, key, ascending)
+    for kind, key in (
+        ("metric", "loss"),
+        ("param", "seed"),
+        ("tag", "parent"),
+        *(("attribute", key) for key in ("started", "ended", "name", "user_id", "status")),
+    )
+    for ascending in (True, False)
+]
 
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
@@ -159,20 +223,41 @@ def test_a_search_reads_no_table_from_end_to_end(many: Tracking, search: Search)
         assert not re.search(r"(SCAN|Seq Scan on) tracking_(?!experiments)", how), how
 
 
-@pytest.mark.parametrize("name", ["all", "by a metric", "by a metric downwards"])
-def test_a_page_is_read_in_the_order_of_an_index(many: Tracking, name: str) -> None:
-    search = SEARCHES[name]
+@pytest.mark.parametrize(
+    "order", [None, *ORDERS], ids=lambda it: f"{it.key} {it.ascending}" if it else "none"
+)
+def test_a_page_is_read_in_the_order_of_an_index(many: Tracking, order: Order | None) -> None:
+    search = Search(orders=[order] if order else [], limit=100)
     for _ in range(2):
         with statements(many) as seen:
             page = many.runs.search([0], "active", search)
-        # The search itself is the second: the first asks for the state of the experiment.
-        how = plan(many, *seen[1])
+        # The first asks for the state of the experiment, and the last two for what was found.
+        for statement, values in seen[1:-2]:
+            how = plan(many, statement, values)
 
-        # What follows the value in the order is sorted within one value.
-        assert not re.search(r"USE TEMP B-TREE FOR ORDER BY", how), how
-        assert not re.search(r"(?<!Incremental )Sort  \(cost", how), how
+            assert not re.search(r"USE TEMP B-TREE", how), how
+            assert not re.search(r"Sort  \(cost", how), how
+        assert len(seen) > 3
         assert len(page.found) == 100
         search = Search(search.filters, search.orders, search.limit, page.next)
+
+
+def test_a_search_begins_where_the_fewest_runs_are(many: Tracking) -> None:
+    few = [Comparison("metric", "loss", ">", -1), Comparison("tag", "parent", "=", "run-7")]
+    order = [Order("metric", "loss", False)]
+    with statements(many) as seen:
+        page = many.runs.search([0], "active", Search(few, order, limit=100))
+    how = plan(many, *seen[-3])
+
+    assert len(page.found) == 10
+    assert "tracking_tags_by_value" in how, how
+    assert "tracking_latest_by_value" not in how, how
+    with statements(many) as seen:
+        page = many.runs.search([0], "active", Search(few[:1], order, limit=100))
+    how = plan(many, *seen[-3])
+
+    assert len(page.found) == 100
+    assert "tracking_latest_by_value" in how, how
 
 
 def test_pages_cost_the_same_wherever_they_are(many: Tracking) -> None:

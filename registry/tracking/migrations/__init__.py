@@ -16,10 +16,10 @@ _LOCK = 7_231_551_905_432_110_821
 """What PostgreSQL knows the lock of an upgrade by: a number that nothing else uses."""
 
 
-def upgrade(connection: sa.Connection) -> None:
-    """Runs the steps that are missing, in the transaction of `connection`; one process at a time.
+def upgrade(connection: sa.Connection, revision: str = "head") -> None:
+    """Runs the steps up to a revision that are missing, in the transaction of `connection`.
 
-    On SQLite the transaction must be one that writes from its beginning.
+    One process at a time. On SQLite the transaction must be one that writes from its beginning.
     """
     if connection.dialect.name == "postgresql":
         unhurried(connection)
@@ -28,4 +28,4 @@ def upgrade(connection: sa.Connection) -> None:
     # Alembic expands % in an option.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -257,6 +257,11 @@ def _ascii_lower(text: str) -> str:
     return "".join(letter.lower() if letter.isascii() else letter for letter in text)
 
 
+def _beginning(value: object) -> object:
+    """What texts are sorted by."""
+    return value[:250] if isinstance(value, str) else value
+
+
 def _like(value: str, pattern: str) -> bool:
     parts = {"%": ".*", "_": "."}
     regex = "".join(parts.get(letter, re.escape(letter)) for letter in pattern)
@@ -389,7 +394,7 @@ def sorted_as(runs: list[Expected], orders: list[tuple[str, str, bool]]) -> list
 
         with_value = [it for it in found if rank(it) == 0]
         # A reversed sort, too, keeps what is equal in its order.
-        with_value.sort(key=lambda it: it.value(kind, name), reverse=not ascending)
+        with_value.sort(key=lambda it: _beginning(it.value(kind, name)), reverse=not ascending)
         found = with_value + [it for wanted in (1, 2) for it in found if rank(it) == wanted]
     return found
 
