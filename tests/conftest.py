@@ -1,5 +1,6 @@
 """Fixtures of real servers, the order of the tests, and `--no-skips`."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker by which tests of real servers are known."""
+    """Registers the marker by which tests of real servers are known.
+
+    In the background of a shell that is no terminal's, Ctrl-C is ignored by everything that is
+    started, unless whoever starts it does not ignore it.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "servers: needs a real server, which takes seconds to start")
 
 

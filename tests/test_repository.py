@@ -492,6 +492,31 @@ class TestFaults:
         assert repository.snapshot(30) == first
         assert "team/models cannot be fetched" in caplog.text
 
+    def test_nothing_is_fetched_to_a_disk_that_is_nearly_full_until_there_is_room(
+        self, repository, opened, origin, tmp_path, clock, caplog, monkeypatch
+    ):
+        first = repository.snapshot(30)
+        full = shutil.disk_usage(tmp_path)._replace(total=8 << 20, free=700_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+        origin.commit({"new": "file"})
+        origin.tag("m@v2.0.0")
+        clock.now += 31
+
+        assert repository.snapshot(30) == first
+        assert "its disk is 92% full, and nothing is fetched above 90%" in caplog.text
+        with pytest.raises(OriginUnavailable, match="92% full"):
+            opened(mirror=tmp_path / "mirrors" / "new").snapshot(30)
+
+        monkeypatch.undo()
+        clock.now += 60
+        assert has(repository.snapshot(30), "v2.0.0")
+
+    def test_a_small_share_of_a_large_disk_is_room_enough(self, repository, tmp_path, monkeypatch):
+        large = shutil.disk_usage(tmp_path)._replace(total=1 << 40, free=20 << 30)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: large)
+
+        assert has(repository.snapshot(30), "v1.0.0")
+
     def test_an_origin_that_is_down_is_left_in_peace_and_tried_again_later(
         self, opened, origin, clock
     ):

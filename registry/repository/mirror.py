@@ -20,6 +20,7 @@ seen under its name, for as long as it exists. The directory is all that remembe
 is seen next is seen first.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -45,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 LOOK_LIMIT = 30.0
 """Seconds the origin may take to list its refs."""
+WATERMARK = 0.9
+"""Share of a disk beyond which nothing is fetched: what is known has to be written, too."""
+AMPLE = 10 << 30
+"""Bytes that are room enough, however small a share of a large disk they are."""
 _MANY_PACKS = 50
 _GLANCE = 0.05
 """Seconds between two looks at the state file that no notice asks for."""
@@ -194,6 +199,7 @@ class Mirror:
         known = self.refs(last) if last else None
         # What was replaced is there until nothing more is wanted from it.
         if state is None or known is None or state.refs != digest or self._outgoing.exists():
+            self._require_room()
             found = self._followed(lock, known, listing) if state else None
             if state is None or found is None:
                 found = self._cloned(lock, listing)
@@ -214,6 +220,14 @@ class Mirror:
             if file != self._tags_file(state.tags):
                 file.unlink()
         return changes
+
+    def _require_room(self) -> None:
+        """Raises OSError when the disk is so full that others will soon need what is left."""
+        disk = shutil.disk_usage(self._directory)
+        full = 1 - disk.free / disk.total
+        if full > WATERMARK and disk.free < AMPLE:
+            problem = f"its disk is {full:.0%} full, and nothing is fetched above {WATERMARK:.0%}"
+            raise OSError(errno.ENOSPC, problem)
 
     def _last_state(self) -> State | None:
         """The last state of this origin, whatever became of the mirror since. Raises OSError."""
