@@ -14,6 +14,7 @@ shutting the connection: whoever reads it, or waits for it, finds an end. Only L
 """
 
 import errno
+import io
 import json
 import logging
 import re
@@ -30,12 +31,15 @@ from threading import Thread
 from typing import Any
 
 from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.http.body import LengthReader  # type: ignore[import-untyped]
 from gunicorn.workers import gthread  # type: ignore[import-untyped]
 
 HEAD, BODY, WRITE = 5, 10, 30
 """Seconds that a client has to send the head of a request, to send its body, and to read on."""
 PACE = 65_536
 """Bytes of a body for which a client has a second more: an upload takes as long as it takes."""
+LARGE = 1 << 16
+"""Bytes from which on a body is received on a way of its own."""
 LINGER = 2
 """Seconds, and bytes, for which a client is listened to that talks on when all was said to it."""
 LARGEST_BODY = 8 << 20
@@ -244,6 +248,9 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         connection.has_body = has_body
         unread = request.unreader
         unread.sock = _Counted(connection.sock, partial(self._received, connection))
+        reader = getattr(request.body, "reader", None)
+        if isinstance(reader, LengthReader) and reader.length > LARGE:
+            request.body = _Large(unread, reader.length)
         socket_, connection.sock = connection.sock, _Together(connection.sock)
         try:
             answered = super().handle_request(request, connection)
@@ -282,6 +289,52 @@ class _Counted:
         data: bytes = self._socket.recv(size)
         self._received(len(data))
         return data
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Receives some."""
+        size: int = self._socket.recv_into(buffer)
+        self._received(size)
+        return size
+
+
+class _Large(io.RawIOBase):
+    """A body of known length, received straight into what it is read to.
+
+    gunicorn's hands every piece through three buffers, which takes as long as to receive it.
+    """
+
+    failed = False
+    """What gunicorn asks before it uses the connection again."""
+
+    def __init__(self, unreader: Any, length: int) -> None:
+        super().__init__()
+        self._unreader = unreader
+        self._left = length
+
+    def readable(self) -> bool:
+        """As every body."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills all of the buffer, unless the body ends before."""
+        view = memoryview(buffer)
+        view = view[: self._left]
+        known = self._unreader.take_buffered()
+        have = min(len(known), len(view))
+        view[:have] = known[:have]
+        if len(known) > have:
+            self._unreader.unread(known[have:])
+        try:
+            while have < len(view):
+                received = self._unreader.sock.recv_into(view[have:])
+                have += received
+                if not received:
+                    break
+        except Exception:
+            self.failed = True
+            raise
+        self._left -= have
+        return have
 
 
 class _Together:

@@ -14,7 +14,9 @@ import re
 import tempfile
 import time
 from base64 import b64encode
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from hashlib import md5
@@ -37,6 +39,11 @@ _UPLOADS = ".uploads"
 _LEFT = 86_400
 """Seconds after which an upload that nobody finished is removed: its process was killed."""
 _CHUNK = 1 << 20
+"""Bytes from which on it pays to hand a piece to another thread."""
+_UNDER_WAY = 6
+"""Steps, two for each chunk, that may be ahead of those that were waited for."""
+_BEHIND = 16 << 20
+"""Bytes that may be written before they are on the disk."""
 _UPLOAD_ID = re.compile(rb"<UploadId>([^<]{1,1024})</UploadId>")
 _TIMEOUT = urllib3.Timeout(connect=2, read=60)
 
@@ -85,7 +92,7 @@ class DirectoryKeeper:
         with _translated(str(self.url)):
             uploads.mkdir(parents=True, exist_ok=True)
             self._sweep(uploads)
-            file = tempfile.NamedTemporaryFile(dir=uploads, delete=False)  # noqa: SIM115 below
+            file = tempfile.NamedTemporaryFile(dir=uploads, delete=False, buffering=0)  # noqa: SIM115 below
         try:
             with file:
                 kept = _write(chunks, file, suffix, str(self.url))
@@ -146,7 +153,7 @@ class S3Keeper:
         """Writes an object, unless it is there: in parts if it is large."""
         with _translated(str(self._spool)):
             self._spool.mkdir(parents=True, exist_ok=True)
-            file = tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115 below
+            file = tempfile.TemporaryFile(dir=self._spool, buffering=0)  # noqa: SIM115 below
         with file:
             kept = _write(chunks, file, suffix, str(self._spool))
             path = self.url.below(object_key(kept.md5, legacy=False)).path
@@ -245,15 +252,39 @@ def _complete(parts: Iterable[tuple[int, str]]) -> bytes:
 
 
 def _write(chunks: Iterable[bytes], file: IO[bytes], suffix: str, place: str) -> Kept:
-    """Writes all that comes to a file, down to the disk. Raises StorageUnavailable."""
-    digest, size = md5(usedforsecurity=False), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        size += len(chunk)
+    """Writes all that comes to a file, down to the disk. Raises StorageUnavailable.
+
+    While some chunks are hashed and written, which Python leaves to two threads at once, the next
+    are received; and what was written goes on its way to the disk before everything is.
+    """
+    digest, size, written = md5(usedforsecurity=False), 0, 0
+
+    def write(chunk: bytes) -> None:
+        nonlocal written
         with _translated(place):
-            file.write(chunk)
+            left = memoryview(chunk)
+            while left:
+                left = left[file.write(left) :]
+            written += len(chunk)
+            if written >= _BEHIND:
+                written = 0
+                os.fdatasync(file.fileno())
+
+    # One thread each: both go through the chunks in order.
+    with ThreadPoolExecutor(1, "hash") as hashing, ThreadPoolExecutor(1, "write") as writing:
+        under_way: deque[Future[None]] = deque()
+        for chunk in chunks:
+            size += len(chunk)
+            if len(chunk) < _CHUNK and not under_way:  # a small file
+                digest.update(chunk)
+                write(chunk)
+                continue
+            under_way += hashing.submit(digest.update, chunk), writing.submit(write, chunk)
+            while len(under_way) > _UNDER_WAY:
+                under_way.popleft().result()
+        for step in under_way:
+            step.result()
     with _translated(place):
-        file.flush()
         os.fsync(file.fileno())
     return Kept(digest.hexdigest() + suffix, size)
 

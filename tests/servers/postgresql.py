@@ -51,8 +51,8 @@ class PostgreSQL:
 
 
 @contextmanager
-def start(directory: Path) -> Iterator[PostgreSQL]:
-    """Runs PostgreSQL until the end of the block; its log goes to `directory`."""
+def start(directory: Path, *more: str) -> Iterator[PostgreSQL]:
+    """Runs PostgreSQL, with `more` settings, until the end of the block; its log in `directory`."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     initdb, postgres = _program("initdb"), _program("postgres")
     (port,) = free_ports(1)
@@ -67,7 +67,7 @@ def start(directory: Path) -> Iterator[PostgreSQL]:
         )
         settings = (f"listen_addresses={HOST}", f"port={port}", f"unix_socket_directories={home}")
         command = [*prefix, postgres, "-D", str(data)]
-        for setting in (*settings, *_UNSAFE_BUT_QUICK):
+        for setting in (*settings, *_UNSAFE_BUT_QUICK, *more):
             command += ["-c", setting]
         end = [*prefix, _program("pg_ctl"), "stop", "-D", str(data), "-m", "immediate"]
         server = PostgreSQL(

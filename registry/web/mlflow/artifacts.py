@@ -31,7 +31,7 @@ LIFETIME = 3600
 
 _NO_PARTS = "Multipart upload is not supported for the current artifact repository"
 """The text by which MLflow's clients know that they are to send a file in one piece."""
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 _ROOT = re.compile(
     r"([0-9]{1,18})/(?:models/(?P<model>m-[0-9a-f]{32})|(?P<run>[0-9a-f]{32}))/artifacts"
     r"(?:/(?P<path>.+))?"
