@@ -13,6 +13,8 @@ from pathlib import Path
 
 import gitserver
 import pytest
+from faults.observer import until
+from faults.proxy import Proxy
 from gitrepo import EXECUTABLE, LINK, GitRepository
 from service import WebServer
 
@@ -471,16 +473,33 @@ class TestFaults:
 
         assert processes_on(mirror) == []
 
-    def test_an_origin_that_hangs_later_does_not_delay_who_comes_next(
-        self, repository, opened, origin, clock
-    ):
-        first = repository.snapshot(30)
-        origin.path.rename(origin.path.with_suffix(".away"))
-        os.mkfifo(origin.path)  # git opens it, to see whether it is a bundle, and waits
-        clock.now += 31
+    def test_what_talks_to_a_silent_origin_ends_although_who_started_it_was_killed(self, tmp_path):
+        program = (
+            "import pathlib, sys\n"
+            "from registry.repository.commands import Commands\n"
+            "from registry.repository.origin import Origin\n"
+            "commands = Commands(pathlib.Path(sys.argv[2]), Origin.parse(sys.argv[1]))\n"
+            "commands.ask_origin('ls-remote', limit=3)\n"
+        )
+        with gitserver.hung() as url:
+            nowhere = str(tmp_path / "nowhere.git")
+            asking = subprocess.Popen([sys.executable, "-c", program, f"{url}/m.git", nowhere])
+            until(lambda: any(line.startswith("git ") for line in processes_on(url)))
+            asking.kill()
+            asking.wait()
 
-        assert repository.snapshot(30, wait=0.1) == first
-        assert repository.snapshot(30, wait=0.1) == first
+            # Git itself gives up after 20 s, for this is a web server.
+            until(lambda: not processes_on(url), deadline=15)
+
+    def test_an_origin_that_hangs_later_does_not_delay_who_comes_next(self, opened, origin, clock):
+        with gitserver.serve_http(origin.path.parent) as server, Proxy(server.port) as proxy:
+            repository = opened(f"{proxy.url}/models.git")
+            first = repository.snapshot(30)
+            proxy.hangs()
+            clock.now += 31
+
+            assert repository.snapshot(30, wait=0.1) == first
+            assert repository.snapshot(30, wait=0.1) == first
 
     def test_an_origin_that_goes_down_leaves_what_was_seen_last(
         self, repository, origin, clock, caplog

@@ -120,6 +120,10 @@ _UNSET = (
 )
 """GitPython hands down the environment of the service; of some variables, even an empty one counts.
 A service may well be started by a hook of Git, which sets several of them."""
+_ORPHANED = 2
+"""Seconds beyond its limit after which a git ends that nobody is left to end: its origin may be
+silent for ever, and whoever started it may have been killed.
+"""
 _POLITE = ("nice", "-n", "10")
 """Before a git that fetches: five hundred clones must leave the processors to who answers."""
 _PREFIX = ("env", *(word for name in _UNSET for word in ("-u", name)))
@@ -211,11 +215,13 @@ class Commands:
 
         Its children keep `lock` open, and so locked, even when this process is killed.
         """
+        bounded = ("timeout", "-s", "KILL", f"{limit + _ORPHANED:g}")
         child = self._start(
             (*command, "--", self._origin.url, *refspecs),
             self._origin.config,
             {**self._origin.environment, "GIT_ALLOW_PROTOCOL": self._origin.protocol},
             theirs=_PERSONAL if self._origin.personal else frozenset(),
+            before=bounded if lock is None else (*_POLITE, *bounded),
             keep=() if lock is None else (lock,),
         )
         return self._finish(child, limit)
@@ -233,6 +239,7 @@ class Commands:
         environment: Mapping[str, str],
         *,
         theirs: frozenset[str] = frozenset(),
+        before: tuple[str, ...] = (),
         keep: tuple[int, ...] = (),
         piped: bool = False,
     ) -> Git.AutoInterrupt:
@@ -245,8 +252,7 @@ class Commands:
         for number, (key, value) in enumerate(settings.items()):
             counted |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         objects = (f"GIT_OBJECT_DIRECTORY={self._objects}",) if self._objects else ()
-        polite = _POLITE if keep else ()
-        git = (*_PREFIX, *objects, *polite, "git")
+        git = (*_PREFIX, *objects, *before, "git")
         git += (f"--git-dir={self.git_dir}", "--literal-pathspecs")
         try:
             return Git("/").execute(
