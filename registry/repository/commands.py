@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
+from shutil import which
 
 from git.cmd import Git
 from git.exc import GitError
@@ -215,7 +216,7 @@ class Commands:
 
         Its children keep `lock` open, and so locked, even when this process is killed.
         """
-        bounded = ("timeout", "-s", "KILL", f"{limit + _ORPHANED:g}")
+        bounded = _bounded(limit + _ORPHANED)
         child = self._start(
             (*command, "--", self._origin.url, *refspecs),
             self._origin.config,
@@ -298,6 +299,11 @@ class Commands:
         text = text.replace(self._origin.url, "the origin").replace(str(self.git_dir), "the mirror")
         text = re.sub(r"//[^/@\s]*@", "//", UNPRINTABLE.sub(" ", text))
         return text[:200].rstrip(".")
+
+
+def _bounded(seconds: float) -> tuple[str, ...]:
+    """Words before a command that end it then, with all it started; none where there are none."""
+    return ("timeout", "-s", "KILL", f"{seconds:g}") if which("timeout") else ()  # not on macOS
 
 
 def process_of(child: Git.AutoInterrupt) -> "subprocess.Popen[bytes]":
