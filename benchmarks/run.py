@@ -116,9 +116,9 @@ def warm(world: World) -> Iterator[Row]:
         with bare_server(answer) as bare:
             rounds = []
             for server in (ours, bare):
-                load.apply(server.port, request, seconds=1.5)
+                load.apply(server.port, request, seconds=1)
             for _ in range(7):
-                rounds.append([load.apply(it.port, request, seconds=2) for it in (ours, bare)])
+                rounds.append([load.apply(it.port, request, seconds=1.5) for it in (ours, bare)])
             rate = statistics.median(mine.rate / theirs.rate for mine, theirs in rounds)
             p99 = statistics.median(
                 mine.percentile(0.99) / theirs.percentile(0.99) for mine, theirs in rounds
@@ -144,9 +144,9 @@ def unchanged(world: World) -> Iterator[Row]:
         digest = json.loads(ours.get(path, world.token))["digest"]
         request = load.request_of(path, world.token, f'"{digest}"')
         for server in (ours, bare):
-            load.apply(server.port, request, seconds=1.5)
+            load.apply(server.port, request, seconds=1)
         rates = [
-            [load.apply(it.port, request, seconds=2).rate for it in (ours, bare)] for _ in range(5)
+            [load.apply(it.port, request, seconds=1.5).rate for it in (ours, bare)] for _ in range(5)
         ]
     ratio = statistics.median(mine / theirs for mine, theirs in rates)
     ours_rate, bare_rate = (statistics.median(side) for side in zip(*rates, strict=True))
@@ -330,7 +330,7 @@ def huge(world: World) -> Iterator[Row]:
             warm_up = finished(fetch(ours.port))
         firsts, ratios = [warm_up["first"]], []
         for _ in range(3):
-            calm = load.apply(ours.port, request, seconds=3)
+            calm = load.apply(ours.port, request, seconds=2)
             process = fetch(ours.port)
             busy = load.apply(
                 ours.port, request, seconds=60, until=lambda p=process: p.poll() is not None
