@@ -324,7 +324,7 @@ def _keeper(
         location = Location(url, (), LocalSigner(Path("/", url.path), gateway))
     if isinstance(location.signer, S3Signer):
         spool = settings.data_dir.absolute() / "uploads"
-        return S3Keeper(location, url, location.signer, spool, clock)
+        return S3Keeper(location, url, location.signer, spool, clock, keys=settings.secret_keys)
     return DirectoryKeeper(location, url)
 
 

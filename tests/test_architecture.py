@@ -90,6 +90,12 @@ ALLOWED = {
         "registry.repository",
     },
     "registry.storage": {"registry.domain", "registry.errors", "registry.storage"},
+    "registry.storage.parts": {
+        "registry.domain",
+        "registry.dvc.manifest",
+        "registry.errors",
+        "registry.storage",
+    },
     "registry.storage.keeping": {
         "registry.domain",
         "registry.dvc.manifest",
@@ -291,7 +297,12 @@ CONFINED = {
     "yaml": {"registry.dvc.yaml", "registry.settings"},
     "pydantic": {"registry.settings", "registry.services"},
     "click": {"registry.cli"},
-    "itsdangerous": {"registry.access", "registry.audit", "registry.storage.gateway"},
+    "itsdangerous": {
+        "registry.access",
+        "registry.audit",
+        "registry.storage.gateway",
+        "registry.storage.parts",
+    },
 }
 
 EDGES = {"registry.settings", "registry.user", "registry.cli", "registry.server"}

@@ -10,26 +10,23 @@ bytes are one object, however often they come.
 
 import errno
 import os
-import re
 import tempfile
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timezone
 from hashlib import md5
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
-from xml.sax.saxutils import escape
-
-import urllib3
+from typing import IO, Protocol
 
 from registry.domain import Entry, RelPath, StorageUrl
 from registry.dvc.manifest import object_key
 from registry.errors import StorageUnavailable
 from registry.storage import Location
+from registry.storage.bucket import Bucket
+from registry.storage.parts import Kept, Parts
 from registry.storage.s3 import S3Signer
 
 PART = 64 << 20
@@ -44,15 +41,6 @@ _UNDER_WAY = 6
 """Steps, two for each chunk, that may be ahead of those that were waited for."""
 _BEHIND = 16 << 20
 """Bytes that may be written before they are on the disk."""
-_UPLOAD_ID = re.compile(rb"<UploadId>([^<]{1,1024})</UploadId>")
-_TIMEOUT = urllib3.Timeout(connect=2, read=60)
-
-
-class Kept(NamedTuple):
-    """An object that is where it belongs."""
-
-    md5: str
-    size: int
 
 
 class Keeper(Protocol):
@@ -66,6 +54,11 @@ class Keeper(Protocol):
     @property
     def url(self) -> StorageUrl:
         """Where the objects lie: within the location."""
+        ...
+
+    @property
+    def parts(self) -> Parts | None:
+        """Uploads that clients make to the store themselves, where there is such a store."""
         ...
 
     def put(self, chunks: Iterable[bytes], suffix: str = "") -> Kept:
@@ -83,6 +76,7 @@ class DirectoryKeeper:
     def __init__(self, location: Location, url: StorageUrl) -> None:
         self.location = location
         self.url = url
+        self.parts: Parts | None = None
         self._root = Path("/", url.path)
         self._swept = False
 
@@ -139,15 +133,17 @@ class S3Keeper:
         spool: Path,
         clock: Callable[[], float] = time.time,
         part: int = PART,
+        keys: Sequence[str] = (),
     ) -> None:
-        """`spool` is a directory of this machine; `part` how much goes in one request."""
+        """`spool` is a directory of this machine; `part` how much goes in one request. `keys` seal
+        the uploads that clients make themselves, oldest first; without any there are none.
+        """
         self.location = location
         self.url = url
-        self._signer = signer
         self._spool = spool
-        self._clock = clock
         self._part = part
-        self._pool = urllib3.PoolManager(retries=False, maxsize=8, timeout=_TIMEOUT)
+        self._bucket = Bucket(url, signer, clock)
+        self.parts: Parts | None = Parts(self._bucket, keys) if keys else None
 
     def put(self, chunks: Iterable[bytes], suffix: str = "") -> Kept:
         """Writes an object, unless it is there: in parts if it is large."""
@@ -157,7 +153,7 @@ class S3Keeper:
         with file:
             kept = _write(chunks, file, suffix, str(self._spool))
             path = self.url.below(object_key(kept.md5, legacy=False)).path
-            if not self._has(path, kept.size):
+            if self._bucket.size(path) != kept.size:
                 file.seek(0)
                 if kept.size > self._part:
                     self._put_parts(path, file, kept.size)
@@ -165,75 +161,25 @@ class S3Keeper:
                     self._put_whole(path, file, kept)
         return kept
 
-    def _has(self, path: str, size: int) -> bool:
-        answer = self._ask("HEAD", path)
-        if answer.status not in (200, 404):
-            raise self._refused(path, answer)
-        return answer.status == 200 and answer.headers.get("Content-Length") == str(size)
-
     def _put_whole(self, path: str, file: IO[bytes], kept: Kept) -> None:
         # So that the store refuses bytes that changed on the way.
         digest = b64encode(bytes.fromhex(kept.md5[:32])).decode()
         headers = {"Content-Length": str(kept.size), "Content-MD5": digest}
-        answer = self._ask("PUT", path, body=file, headers=headers)
-        if answer.status != 200:
-            raise self._refused(path, answer)
+        self._bucket.must("PUT", path, body=file, headers=headers)
 
     def _put_parts(self, path: str, file: IO[bytes], size: int) -> None:
-        answer = self._ask("POST", path, {"uploads": ""})
-        begun = _UPLOAD_ID.search(answer.data) if answer.status == 200 else None
-        if begun is None:
-            raise self._refused(path, answer)
-        upload = begun[1].decode("ascii", "replace")
-        finished = False
-        try:
-            parts = []
-            for number, start in enumerate(range(0, size, self._part), 1):
-                length = min(self._part, size - start)
-                answer = self._ask(
-                    "PUT",
-                    path,
-                    {"partNumber": str(number), "uploadId": upload},
-                    body=_part(file, length),
-                    headers={"Content-Length": str(length)},
-                )
-                if answer.status != 200:
-                    raise self._refused(path, answer)
-                parts.append((number, answer.headers.get("ETag", "")))
-            answer = self._ask("POST", path, {"uploadId": upload}, body=_complete(parts))
-            # S3 may say 200 at once, and only then what went wrong.
-            if answer.status != 200 or b"<Error" in answer.data:
-                raise self._refused(path, answer)
-            finished = True
-        finally:
-            if not finished:
-                with suppress(StorageUnavailable):
-                    self._ask("DELETE", path, {"uploadId": upload})
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        parameters: Mapping[str, str] | None = None,
-        body: IO[bytes] | Iterator[bytes] | bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> urllib3.BaseHTTPResponse:
-        now = datetime.fromtimestamp(self._clock(), timezone.utc)
-        url = self._signer.request(method, path, now, parameters)
-        try:
-            return self._pool.request(
-                method, url, body=body, headers=dict(headers or {}), redirect=False
+        def send(number: int, upload: str, start: int, length: int) -> str:
+            file.seek(start)
+            answer = self._bucket.must(
+                "PUT",
+                path,
+                {"partNumber": str(number), "uploadId": upload},
+                body=_part(file, length),
+                headers={"Content-Length": str(length)},
             )
-        except urllib3.exceptions.HTTPError as error:
-            # Its text quotes the URL, and with it the signature.
-            problem = f"it does not take an object: {type(error).__name__}"
-            raise StorageUnavailable(self._shown(path), problem) from None
+            return answer.headers.get("ETag", "")
 
-    def _refused(self, path: str, answer: urllib3.BaseHTTPResponse) -> StorageUnavailable:
-        return StorageUnavailable(self._shown(path), f"it answers {answer.status}")
-
-    def _shown(self, path: str) -> str:
-        return str(StorageUrl(self.url.scheme, self.url.authority, path))
+        self._bucket.in_parts(path, size, self._part, send)
 
 
 def _part(file: IO[bytes], length: int) -> Iterator[bytes]:
@@ -241,14 +187,6 @@ def _part(file: IO[bytes], length: int) -> Iterator[bytes]:
     while length and (chunk := file.read(min(length, _CHUNK))):
         length -= len(chunk)
         yield chunk
-
-
-def _complete(parts: Iterable[tuple[int, str]]) -> bytes:
-    listed = "".join(
-        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
-        for number, tag in parts
-    )
-    return f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
 
 
 def _write(chunks: Iterable[bytes], file: IO[bytes], suffix: str, place: str) -> Kept:

@@ -32,6 +32,7 @@ _IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _PLAIN = re.compile(r"[A-Za-z0-9._~/-]*")
 _LONGEST = 604_800
 _OWN_READS = 300
+_NO_HEADERS: Mapping[str, str] = {}
 _ANY = Entry(RelPath.ROOT, "")
 
 # Every region lies below amazonaws.com, except in these partitions.
@@ -169,14 +170,23 @@ class S3Signer:
         path: str,
         now: datetime,
         parameters: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> str:
-        """A URL of five minutes by which the service itself does to an object what the method and
-        `parameters` say. Raises CredentialsUnavailable.
+        """A URL of five minutes by which the service itself does to an object what the method,
+        `parameters` and `headers` say, which are sent with it. Raises CredentialsUnavailable.
         """
-        credentials, start, expires = self._terms(now, _OWN_READS)
-        more = "&".join(f"{name}={_quote(value)}" for name, value in (parameters or {}).items())
-        sign = self._signing(self._internal, credentials, start, expires, method, more)
-        return sign(path, _ANY)
+        terms = self._terms(now, _OWN_READS)
+        more = _query(parameters or {})
+        return self._signing(self._internal, *terms, method, more, headers or {})(path, _ANY)
+
+    def part(self, path: str, upload: str, number: int, now: datetime, lifetime: int) -> str:
+        """A URL by which a client sends one part of an upload. Raises CredentialsUnavailable."""
+        more = _query({"partNumber": str(number), "uploadId": upload})
+        return self._signing(self._public, *self._terms(now, lifetime), "PUT", more)(path, _ANY)
+
+    def source(self, path: str) -> str:
+        """An object of the bucket as one that another is copied from."""
+        return quote(f"/{self._bucket}/{path}", safe="/~")
 
     def _links(self, now: datetime, lifetime: int, address: "_Address") -> Links:
         credentials, start, expires = self._terms(now, lifetime)
@@ -204,6 +214,7 @@ class S3Signer:
         expires: datetime,
         method: str = "GET",
         parameters: str = "",
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> Callable[[str, Entry], str]:
         timestamp = start.strftime("%Y%m%dT%H%M%SZ")
         scope = f"{timestamp[:8]}/{self._region}/s3/aws4_request"
@@ -218,6 +229,7 @@ class S3Signer:
             self._signing_key(credentials, timestamp[:8]),
             method,
             parameters,
+            headers,
         )
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
@@ -248,22 +260,26 @@ def _signing(
     key: bytes,
     method: str,
     parameters: str,
+    headers: Mapping[str, str],
 ) -> Callable[[str, Entry], str]:
     """What is the same for a whole answer is put together here, once.
 
-    The names of `parameters` are those of S3's methods, which sort behind `X-Amz-...`.
+    The names of `parameters` are those of S3's methods, which sort behind `X-Amz-...`, and those of
+    `headers` are lower-case `x-amz-...`, which sort behind `host`.
     """
     base, prefix = address.base, address.prefix
     token = credentials.session_token
     token = f"&X-Amz-Security-Token={_quote(token)}" if token is not None else ""
-    signed_headers = "&X-Amz-SignedHeaders=host"
+    names = ("host", *sorted(headers))
+    signed_headers = f"&X-Amz-SignedHeaders={'%3B'.join(names)}"
     # Canonically the names are sorted; in the link they stand in the order that botocore writes.
     canonical = f"{query}{token}{signed_headers}"
     query = f"{query}{signed_headers}{token}&X-Amz-Signature="
     if parameters:
         canonical += f"&{parameters}"
         query = f"{parameters}&{query}"
-    ending = f"\nhost:{address.host}\n\nhost\nUNSIGNED-PAYLOAD"
+    lines = "".join(f"{name}:{headers[name]}\n" for name in names[1:])
+    ending = f"\nhost:{address.host}\n{lines}\n{';'.join(names)}\nUNSIGNED-PAYLOAD"
     signature = keyed_hmac(key)
 
     def sign(path: str, entry: Entry) -> str:
@@ -280,6 +296,10 @@ def _signing(
         return link + signature((heading + hashed).encode()).hexdigest()
 
     return sign
+
+
+def _query(parameters: Mapping[str, str]) -> str:
+    return "&".join(f"{name}={_quote(value)}" for name, value in parameters.items())
 
 
 def _quote(value: str) -> str:

@@ -6,8 +6,11 @@ of a file or a URL here. Each function answers one row of `routes`.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime, timezone
+from threading import Thread
 from typing import Literal
 from urllib.parse import unquote
 
@@ -18,6 +21,7 @@ from registry.domain import Principal, RelPath
 from registry.errors import InvalidRequest, LoggedFileNotFound, NotServed, UnsafePath
 from registry.services import Services
 from registry.storage.keeping import located
+from registry.storage.parts import MOST, Parts
 from registry.tracking.records import Listed, LoggedFile, Owner
 from registry.web.mlflow import wire
 from registry.web.mlflow.wire import Json, Message
@@ -28,6 +32,9 @@ PAGE = 1000
 """Names in one answer of those that have pages."""
 LIFETIME = 3600
 """Seconds that a presigned link lives."""
+
+PATIENCE = 20
+"""Seconds after which a client that waits for a file hears that it has to wait on."""
 
 _NO_PARTS = "Multipart upload is not supported for the current artifact repository"
 """The text by which MLflow's clients know that they are to send a file in one piece."""
@@ -86,6 +93,11 @@ def presigned(services: Services, principal: Principal, message: Message) -> Jso
     url, entry = located(services.keeper, file.path, file.md5)
     links = services.keeper.location.signer.links(_now(services), LIFETIME)
     link = links.sign(url.path, entry)
+    _granted(services, principal, owner, path)
+    return {"url": link, "headers": {}, "file_size": file.size}
+
+
+def _granted(services: Services, principal: Principal, owner: Owner, path: RelPath) -> None:
     services.audit.write(
         Event(
             request=trace().request_id,
@@ -97,14 +109,94 @@ def presigned(services: Services, principal: Principal, message: Message) -> Jso
             files=1,
         )
     )
-    return {"url": link, "headers": {}, "file_size": file.size}
 
 
-def refuse_parts(services: Services, _: Principal, message: Message) -> Json:
-    """POST mlflow-artifacts/mpu/...: not served, and a client sends the file in one piece."""
-    owner, directory = _place(message)
-    services.tracking.files.list(owner, directory, 1)  # whose owner may not be there
-    raise NotServed("multipart uploads", _NO_PARTS)
+def create_parts(services: Services, principal: Principal, message: Message) -> Json:
+    """POST mlflow-artifacts/mpu/create/{directory}: links by which a client sends a file itself."""
+    owner, path = _sent(message)
+    services.tracking.files.check(owner, path)
+    count = message.limit("num_parts", 1, MOST)
+    begun = _parts(services).begin(_about(owner, path), count)
+    _granted(services, principal, owner, path)
+    return {
+        "upload_id": begun.id,
+        "credentials": [
+            {"url": link, "part_number": number, "headers": {}}
+            for number, link in enumerate(begun.links, 1)
+        ],
+    }
+
+
+def complete_parts(services: Services, _: Principal, message: Message) -> "Json | Response":
+    """POST mlflow-artifacts/mpu/complete/{directory}: the file is there when this is answered.
+
+    To read a large one takes longer than clients wait for a word: they get one now and then.
+    """
+    owner, path = _sent(message)
+    services.tracking.files.check(owner, path)
+    upload, parts = message.needed("upload_id"), _parts(services)
+    sent = [(it.integer("part_number") or 0, it.needed("etag")) for it in message.messages("parts")]
+
+    def finish() -> None:
+        kept = parts.finish(_about(owner, path), upload, sent)
+        services.tracking.files.put(owner, LoggedFile(path, kept.md5, kept.size))
+
+    done: Future[None] = Future()
+    Thread(target=_fulfil, args=(done, finish), name="parts", daemon=True).start()
+    try:
+        done.result(PATIENCE)
+    except TimeoutError:
+        return Response(_patiently(done), mimetype="application/json")
+    return {}
+
+
+def abort_parts(services: Services, _: Principal, message: Message) -> Json:
+    """POST mlflow-artifacts/mpu/abort/{directory}"""
+    owner, path = _sent(message)
+    services.tracking.files.check(owner, path)
+    _parts(services).abandon(_about(owner, path), message.needed("upload_id"))
+    return {}
+
+
+def _parts(services: Services) -> Parts:
+    """Raises NotServed where there is no store that a client could send to."""
+    if services.keeper.parts is None:
+        raise NotServed("multipart uploads", _NO_PARTS)
+    return services.keeper.parts
+
+
+def _sent(message: Message) -> tuple[Owner, RelPath]:
+    """Whose file is sent, and its path: of what the client calls it, only the name counts."""
+    owner, directory = _place(message, "directory")
+    name = re.split(r"[/\\]", message.needed("path"))[-1]
+    if not name:
+        raise InvalidRequest("path", "names no file")
+    return owner, _relative(f"{directory}/{name}" if directory else name, "path")
+
+
+def _about(owner: Owner, path: RelPath) -> str:
+    return f"{owner.kind} {owner.id} {path}"
+
+
+def _fulfil(done: "Future[None]", finish: Callable[[], None]) -> None:
+    try:
+        finish()
+    except Exception as error:
+        done.set_exception(error)  # for whoever asks for the result
+    else:
+        done.set_result(None)
+
+
+def _patiently(done: "Future[None]") -> Iterator[bytes]:
+    """An empty message, before which there is a blank every now and then, as S3 does it. What goes
+    wrong breaks off the answer.
+    """
+    while True:
+        with suppress(TimeoutError):
+            done.result(PATIENCE)
+            yield b"{}"
+            return
+        yield b" "
 
 
 # By the id of a run or of a logged model
@@ -195,16 +287,16 @@ def _received() -> Iterator[bytes]:
         raise InvalidRequest("body", f"broke off after {size} of {announced} bytes")
 
 
-def _place(message: Message) -> tuple[Owner, RelPath]:
+def _place(message: Message, field: str = "path") -> tuple[Owner, RelPath]:
     """Whose files a path names, and which. Raises InvalidRequest or LoggedFileNotFound."""
-    given = message.needed("path").removesuffix("/")
-    _relative(given, "path")
+    given = message.needed(field).removesuffix("/")
+    _relative(given, field)
     match = _ROOT.fullmatch(given)
     if match is None:
         raise LoggedFileNotFound(given, "any run or logged model")
     kind: Literal["run", "model"] = "run" if match["run"] else "model"
     # Once more by itself: what begins it counts for more than what stands within.
-    path = _relative(match["path"], "path") if match["path"] else RelPath.ROOT
+    path = _relative(match["path"], field) if match["path"] else RelPath.ROOT
     return Owner(kind, match[kind], int(match[1])), path
 
 

@@ -163,9 +163,9 @@ FILES = Table(
         Route("PUT", "artifacts/{*path}", artifacts.upload, WRITE, sends=True),
         Route("DELETE", "artifacts/{*path}", artifacts.delete, WRITE, deletes=artifacts.named),
         Route("GET", "presigned/{*path}", artifacts.presigned, READ),
-        Route("POST", "mpu/create/{*path}", artifacts.refuse_parts, WRITE),
-        Route("POST", "mpu/complete/{*path}", artifacts.refuse_parts, WRITE),
-        Route("POST", "mpu/abort/{*path}", artifacts.refuse_parts, WRITE),
+        Route("POST", "mpu/create/{*directory}", artifacts.create_parts, WRITE),
+        Route("POST", "mpu/complete/{*directory}", artifacts.complete_parts, WRITE),
+        Route("POST", "mpu/abort/{*directory}", artifacts.abort_parts, WRITE),
     ),
 )
 PAGES = Table(CURRENT, (Route("GET", "get-artifact", artifacts.download_of_run, READ, gives=True),))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -9,10 +10,11 @@ import pytest
 from service import NOW, S3_KEYS, Registry
 
 from registry.domain import RelPath, StorageUrl
-from registry.errors import LocationNotGranted, SettingsError
+from registry.errors import LocationNotGranted, SettingsError, StorageUnavailable
 from registry.services import Services
 from registry.settings import Settings
 from registry.tracking.records import LoggedFile, Owner
+from registry.web.mlflow import artifacts
 
 API = "/api/2.0/mlflow"
 FILES = "/api/2.0/mlflow-artifacts"
@@ -213,11 +215,25 @@ def test_parts_are_refused_in_the_words_that_clients_know(logging: Logging) -> N
     for step in ("create", "complete", "abort"):
         answer = logging.registry.client.post(
             f"{FILES}/mpu/{step}/{logging.root}",
-            json={"path": "a", "num_parts": 1},
+            json={"path": "a", "num_parts": 1, "upload_id": "u", "parts": []},
             headers=logging.headers,
         )
         assert (answer.status_code, answer.json["error_code"]) == (501, "NOT_IMPLEMENTED")
         assert answer.json["message"].startswith("Multipart upload is not supported for the")
+
+
+def test_whoever_waits_for_a_large_file_hears_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "PATIENCE", 0.001)
+    done: Future[None] = Future()
+    said = artifacts._patiently(done)
+
+    assert [next(said), next(said)] == [b" ", b" "]
+    done.set_result(None)
+    assert json.loads(b"".join(said)) == {}
+    failed: Future[None] = Future()
+    failed.set_exception(StorageUnavailable("s3://bucket", "it answers 500"))
+    with pytest.raises(StorageUnavailable):
+        next(artifacts._patiently(failed))
 
 
 def test_an_object_that_the_store_lost_is_told(logging: Logging) -> None:
@@ -276,6 +292,7 @@ def test_links_lead_past_the_service_where_that_is_announced(tmp_path: Path, tab
         link = urlsplit(logging.ask("GET", f"{FILES}/presigned/{logging.root}/d/a").json["url"])
 
     assert info["multipart_downloads_enabled"] is info["artifact_serving_enabled"] is True
+    assert info["multipart_uploads_enabled"] is True
     assert link.path == f"/dvc/logged/files/md5/{MD5[:2]}/{MD5[2:]}"
     assert parse_qs(link.query)["X-Amz-Expires"] == ["3600"]
 
