@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from registry.domain import RelPath
 from registry.errors import (
+    InvalidRequest,
     LoggedFileInTheWay,
     LoggedFileNotFound,
     LoggedModelNotFound,
@@ -21,6 +22,8 @@ from registry.tracking.records import Listed, LoggedFile, Owner, Page
 from registry.tracking.schema import experiments, files, models, runs
 from registry.tracking.store import Store
 
+LONGEST = 2000
+"""Bytes of a path: as long a one fits into the index of every database."""
 _BATCH = 1000
 _NEXT = "\x01"
 """Behind a path comes no other one before this: no path holds a control character."""
@@ -43,13 +46,16 @@ class Files:
         """Raises what `put` would raise now."""
         with self._store.reading() as connection:
             self._require(connection, owner, writes=True)
-            self._refuse_taken(connection, owner, path)
+            self._refuse(connection, owner, path)
 
     def put(self, owner: Owner, file: LoggedFile) -> None:
-        """Writes a file, also over one of the same path. Raises RunDeleted, LoggedFileInTheWay."""
+        """Writes a file, also over one of the same path.
+
+        Raises RunDeleted, LoggedFileInTheWay, or InvalidRequest for a path that is too long.
+        """
         with self._store.writing() as connection:
             self._require(connection, owner, writes=True)
-            self._refuse_taken(connection, owner, file.path)
+            self._refuse(connection, owner, file.path)
             connection.execute(self._put, {"owner": owner.id, **file._asdict()})
 
     def get(self, owner: Owner, path: RelPath) -> LoggedFile:
@@ -141,8 +147,10 @@ class Files:
         elif writes and row.hidden:
             raise RunDeleted(owner.id)
 
-    def _refuse_taken(self, connection: sa.Connection, owner: Owner, path: RelPath) -> None:
+    def _refuse(self, connection: sa.Connection, owner: Owner, path: RelPath) -> None:
         above = [directory for directory in path.ancestors() if directory]
+        if len(path.encode()) > LONGEST:
+            raise InvalidRequest("path", f"exceeds the maximum length of {LONGEST} bytes")
         in_the_way = sa.or_(
             sa.and_(files.c.owner == owner.id, files.c.path.in_(above)), _below(owner, path)
         )

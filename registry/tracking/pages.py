@@ -16,6 +16,7 @@ from typing import Any, NewType
 import sqlalchemy as sa
 
 from registry.errors import InvalidRequest
+from registry.tracking.records import UNKEPT
 
 Question = NewType("Question", str)
 """What a token belongs to: a digest of everything that decides which rows there are, and their
@@ -60,14 +61,20 @@ def place(asked: Question, text: str, kinds: Sequence[type]) -> list[Any]:
     if not isinstance(found, list) or len(found) != len(kinds) + 1 or found[0] != asked:
         raise InvalidRequest("page_token", "not one that an earlier page of this search gave")
     values = found[1:]
-    for value, kind in zip(values, kinds, strict=True):
-        # A float may be written as a whole number; True is no number here.
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if not fits or isinstance(value, bool) or (kind is int and abs(value) >= 2**63):
-            raise InvalidRequest("page_token", "not one that an earlier page of this search gave")
+    if not all(map(_fits, values, kinds)):
+        raise InvalidRequest("page_token", "not one that an earlier page of this search gave")
     return [
         float(value) if kind is float else value for value, kind in zip(values, kinds, strict=True)
     ]
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Whether a value is of a kind, and one that a database takes."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):  # as which a float may be written, too
+        return kind is not str and abs(value) < 2**63
+    return isinstance(value, kind) and not (isinstance(value, str) and UNKEPT.search(value))
 
 
 def behind(sorts: Sequence[Sort], values: Sequence[Any]) -> "sa.ColumnElement[bool]":

@@ -4,6 +4,7 @@ Times are Unix milliseconds. Each is a plain value; nothing here knows the datab
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -15,6 +16,9 @@ View = Literal["active", "deleted", "all"]
 Role = Literal["input", "output"]
 Found = TypeVar("Found")
 ModelStatus = Literal["unspecified", "pending", "ready", "failed"]
+
+UNKEPT = re.compile("[\x00\ud800-\udfff]")
+"""What no text here holds, for not every database takes it."""
 
 
 class Metric(NamedTuple):

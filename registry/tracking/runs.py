@@ -328,12 +328,14 @@ class Runs:
     def histories(
         self, run_ids: Sequence[str], key: str, limit: int
     ) -> Sequence[tuple[str, Metric]]:
-        """The first `limit` values of a metric of each run, with its id. Raises RunNotFound."""
-        return [
-            (run_id, metric)
-            for run_id in run_ids
-            for metric in self.history(run_id, key, limit).found
-        ]
+        """The first `limit` values of a metric of these runs, one run after the other, each with
+        its id. Raises RunNotFound.
+        """
+        found: list[tuple[str, Metric]] = []
+        for run_id in run_ids:
+            some = self.history(run_id, key, max(limit - len(found), 1)).found
+            found += [(run_id, metric) for metric in some]
+        return found[:limit]
 
     def search(self, experiment_ids: Sequence[int], view: View, search: Search) -> Page[Run]:
         """Runs of the experiments that fit, by default the last started first.

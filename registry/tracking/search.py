@@ -11,6 +11,8 @@ from registry.tracking.query import Comparison, Operator, Value
 _NUMBERS = ("=", "!=", "<", "<=", ">", ">=")
 _LISTS = ("in", "not in")
 _PATTERNS = ("like", "ilike")
+LONGEST_PATTERN = 50_000
+"""Bytes of a pattern that SQLite takes."""
 
 Condition = sa.ColumnElement[bool]
 Parameter = sa.BindParameter[Any]
@@ -50,7 +52,10 @@ def given(comparison: Comparison, *, number: bool, embedded: bool) -> Value | li
         return json.dumps(value) if embedded else list(value)
     if operator in ("=", "!=", *_PATTERNS) and isinstance(value, str):
         # SQLite's LIKE does not tell a from A; its GLOB does.
-        return _glob(value) if embedded and operator == "like" else value
+        text = _glob(value) if embedded and operator == "like" else value
+        if operator in _PATTERNS and len(text.encode()) > LONGEST_PATTERN:
+            raise InvalidRequest("filter", f"the pattern for {comparison.key!r} is too long")
+        return text
     raise InvalidRequest("filter", f"{comparison.key!r} is a text, to be compared with one")
 
 

@@ -60,6 +60,21 @@ def test_a_file_is_what_was_logged_last(tracking: Tracking, owner: Owner) -> Non
             tracking.files.get(owner, RelPath(path))
 
 
+def test_a_path_is_as_long_as_every_index_holds_and_no_longer(
+    tracking: Tracking, owner: Owner
+) -> None:
+    letters = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyzéü", k=2001))
+    longest = letters.encode()[:2000].decode(errors="replace").replace("\ufffd", "x")
+    put(tracking, owner, "/".join(longest[at : at + 99] for at in range(0, len(longest), 100)))
+
+    (found,) = names(tracking, owner)
+    assert found == f"{longest[:99]}/"
+    for look in (tracking.files.check, tracking.files.put):
+        path = RelPath("x" * 2001)
+        with pytest.raises(InvalidRequest):
+            look(owner, path if look == tracking.files.check else LoggedFile(path, MD5, 1))
+
+
 def test_nothing_is_a_file_and_a_directory(tracking: Tracking, owner: Owner) -> None:
     put(tracking, owner, "a/b", "a.b", "a0")
     for path in ("a", "a/b/c", "a/b/c/d"):

@@ -76,7 +76,7 @@ def _answer(services: Services, prefix: str, endpoint: str) -> Response:
     from registry.web.mlflow.routes import TABLES  # noqa: PLC0415 a worker may never need it
 
     table = TABLES[prefix]
-    route, values = table.find(request.method, endpoint)
+    route, values = table.find(_method(), endpoint)
     trace().route = f"{prefix.removeprefix('api/')}/{route.path}"
     access.require(principal(), route.scope)
     message = _message(route, table.flavour).with_path(values)
@@ -94,7 +94,7 @@ def _message(route: "Route", flavour: "Flavour") -> "Message":
     """What was sent: in the URL for GET, otherwise in the body. Raises InvalidRequest."""
     from registry.web.mlflow.wire import Message  # noqa: PLC0415 see above
 
-    if route.sends or (request.method == "GET" and request.args):
+    if route.sends or (_method() == "GET" and request.args):
         return Message.of_query(request.args.to_dict(flat=False), flavour)
     request.max_content_length = route.largest
     body = request.get_data(cache=False)
@@ -102,6 +102,11 @@ def _message(route: "Route", flavour: "Flavour") -> "Message":
         # Also keeps a page in a browser from asking on somebody's behalf.
         raise InvalidRequest("Content-Type", "must be application/json")
     return Message.of_body(body, flavour)
+
+
+def _method() -> str:
+    """What is asked for: HEAD is GET, of which the body stays behind."""
+    return "GET" if request.method == "HEAD" else request.method
 
 
 def _record(services: Services, deleted: str) -> None:

@@ -9,7 +9,7 @@ from registry.services import Services
 from registry.tracking.query import Search
 from registry.tracking.records import Experiment, View
 from registry.web.mlflow import filters, wire
-from registry.web.mlflow.wire import Json, Message
+from registry.web.mlflow.wire import Json, Message, fits
 
 LARGEST_PAGE = 50_000
 PAGE = 1000
@@ -124,17 +124,12 @@ def delete_tag(services: Services, _: Principal, message: Message) -> Json:
 
 
 def _name(message: Message, field: str) -> str:
-    name = message.needed(field)
-    if len(name) > _LONGEST_NAME:
-        raise InvalidRequest(field, f"exceeds the maximum length of {_LONGEST_NAME} characters")
-    return name
+    return fits(message.needed(field), field, _LONGEST_NAME)
 
 
 def _check_tag(key: str, value: str) -> None:
-    if len(key) > _LONGEST_KEY:
-        raise InvalidRequest("key", f"exceeds the maximum length of {_LONGEST_KEY} characters")
-    if len(value) > _LONGEST_TAG:
-        raise InvalidRequest("value", f"exceeds the maximum length of {_LONGEST_TAG} characters")
+    fits(key, "key", _LONGEST_KEY)
+    fits(value, "value", _LONGEST_TAG)
 
 
 def _location(location: str) -> str:

@@ -32,11 +32,12 @@ _PLAIN = frozenset({"=", "!=", "like"})
 _TEXTUAL = _PLAIN | {"ilike"}
 _LISTS = frozenset({"in", "not in"})
 _ABSENCE = frozenset({"missing", "present"})
+_SPELLED = {"missing": "IS NULL", "present": "IS NOT NULL"}
 
 _TOKEN = re.compile(
     r"""
     (?P<space>\s+)
-  | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
+  | (?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
   | (?P<single>'(?:[^']|'')*')
   | (?P<double>"(?:[^"]|"")*")
   | (?P<ticks>`[^`]+`)
@@ -286,8 +287,8 @@ class _Reader:
         if name.kind in language.absence:
             allowed = allowed | _ABSENCE
         if operator not in allowed:
-            shown = " ".join(sorted(allowed)).upper()
-            self._fail(f"invalid comparator {operator.upper()!r} for {name.kind}: one of {shown}")
+            shown = ", ".join(sorted(map(_spelled, allowed)))
+            self._fail(f"invalid comparator {_spelled(operator)!r} for {name.kind}: one of {shown}")
 
     def _is_number(self, name: _Name) -> bool:
         if name.kind == "attribute":
@@ -335,3 +336,8 @@ class _Reader:
 
     def _fail(self, problem: str) -> NoReturn:
         raise InvalidRequest(self._parameter, problem)
+
+
+def _spelled(operator: str) -> str:
+    """An operator as filters have it."""
+    return _SPELLED.get(operator, operator.upper())

@@ -13,11 +13,13 @@ from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.records import ModelStatus, Owner
 from registry.web.mlflow import filters, wire
 from registry.web.mlflow.names import random_name
-from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message
+from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message, fits
 
 PAGE = 100
 LARGEST_PAGE = 50_000
 _LONGEST_NAME = 500
+_LONGEST_TYPE = 500
+_LONGEST_ID = 250
 _LONGEST_KEY = 250
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
@@ -35,8 +37,8 @@ def create(services: Services, _: Principal, message: Message) -> Json:
     found = services.tracking.models.create(
         message.experiment_id(),
         name=name,
-        type=message.text("model_type"),
-        source_run=message.text("source_run_id"),
+        type=fits(message.text("model_type"), "model_type", _LONGEST_TYPE),
+        source_run=fits(message.text("source_run_id"), "source_run_id", _LONGEST_ID),
         params=_pairs(message, "params", _LONGEST_PARAM),
         tags=_pairs(message, "tags", _LONGEST_TAG),
     )
@@ -92,9 +94,11 @@ def delete_tag(services: Services, _: Principal, message: Message) -> Json:
 
 def search(services: Services, _: Principal, message: Message) -> Json:
     """POST logged-models/search"""
+    named = message.messages("datasets")
+    if len(named) > filters.CLAUSES:
+        raise InvalidRequest("datasets", f"more than {filters.CLAUSES} datasets")
     datasets = [
-        (item.needed("dataset_name"), item.text("dataset_digest") or None)
-        for item in message.messages("datasets")
+        (item.needed("dataset_name"), item.text("dataset_digest") or None) for item in named
     ]
     compared = filters.parse(message.text("filter"), filters.MODELS)
     wanted = Search(
@@ -144,8 +148,6 @@ def _status(word: str) -> str:
 def _pairs(message: Message, field: str, longest: int) -> dict[str, str]:
     found = {}
     for item in message.messages(field):
-        key = item.needed("key")
-        if len(key) > _LONGEST_KEY:
-            raise InvalidRequest(field, f"a key exceeds the maximum of {_LONGEST_KEY} characters")
+        key = fits(item.needed("key"), f"{field}.key", _LONGEST_KEY)
         found[key] = item.text("value")[:longest]
     return found

@@ -10,12 +10,12 @@ from registry.domain import Principal
 from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Comparison, Operator, Search
-from registry.tracking.records import Input, Metric, ModelMetric, Page, Run, Status
+from registry.tracking.records import Input, Metric, ModelMetric, Page, Run, RunModel, Status
 from registry.tracking.runs import Batch
 from registry.web.mlflow import filters, wire
 from registry.web.mlflow.experiments import LARGEST_PAGE, PAGE, view_of
 from registry.web.mlflow.names import random_name
-from registry.web.mlflow.wire import RUN_NAME, Json, Message
+from registry.web.mlflow.wire import RUN_NAME, Json, Message, fits
 
 LARGEST_BATCH = 1_000_000
 """Bytes of the body of log-batch."""
@@ -26,6 +26,8 @@ _TOTAL = 1000
 _LONGEST_KEY = 250
 _LONGEST_PARAM = 6000
 _LONGEST_TAG = 8000
+_LONGEST_EARLY_TAG = 5000
+_LONGEST_IN_EARLY_BATCH = 250
 _DATASETS = 1000
 _HISTORY = 25_000
 _HISTORIES = 100
@@ -39,6 +41,9 @@ def create(services: Services, _: Principal, message: Message) -> Json:
     """runs/create"""
     tags = dict(wire.deprecated_tags(message)) if message.flavour.early else {}
     tags |= _tags(message)
+    if message.flavour.early:
+        for value in tags.values():
+            fits(value, "tags", _LONGEST_EARLY_TAG, "bytes")
     name = message.text("run_name")
     tagged = tags.get(RUN_NAME)
     if name and tagged and name != tagged and not message.flavour.early:
@@ -104,8 +109,8 @@ def log_parameter(services: Services, _: Principal, message: Message) -> Json:
     """runs/log-parameter"""
     run_id = message.run_id()
     if message.flavour.early:
-        key = _fits(message.needed("key"), "key", 255, "bytes")
-        value = _fits(message.given("value"), "value", 500, "bytes")
+        key = fits(message.needed("key"), "key", 255, "bytes")
+        value = fits(message.given("value"), "value", 500, "bytes")
     else:
         key, value = _named(message), message.given("value")[:_LONGEST_PARAM]
     services.tracking.runs.log(run_id, Batch(params=[(key, value)]))
@@ -116,8 +121,8 @@ def set_tag(services: Services, _: Principal, message: Message) -> Json:
     """runs/set-tag"""
     run_id = message.run_id()
     if message.flavour.early:
-        key = _fits(message.needed("key"), "key", 255, "bytes")
-        value = _fits(message.given("value"), "value", 5000, "bytes")
+        key = fits(message.needed("key"), "key", 255, "bytes")
+        value = fits(message.given("value"), "value", _LONGEST_EARLY_TAG, "bytes")
     else:
         key, value = _tag(message)
     services.tracking.runs.log(run_id, Batch(tags={key: value}, name=_renamed({key: value})))
@@ -141,6 +146,9 @@ def log_batch(services: Services, _: Principal, message: Message) -> Json:
     total = len(measured) + len(given) + len(message.messages("tags"))
     _limit("metrics, params, and tags", total, _TOTAL)
     tags = _tags(message)
+    if message.flavour.early:
+        for value in tags.values():
+            fits(value, "value", _LONGEST_IN_EARLY_BATCH)
     metrics = _of_metrics(run_id, measured, [_metric(item) for item in measured])
     batch = Batch(
         metrics=metrics.metrics,
@@ -160,23 +168,31 @@ def log_inputs(services: Services, _: Principal, message: Message) -> Json:
     inputs = []
     for item in used:
         data = wire.dataset(item.message("dataset"))
-        _fits(data.name, "dataset.name", 500, "bytes")
-        _fits(data.digest, "dataset.digest", 36)
+        fits(data.name, "dataset.name", 500, "bytes")
+        fits(data.digest, "dataset.digest", 36)
         tags = {
-            _fits(tag.needed("key"), "key", 255): _fits(tag.given("value"), "value", 500)
+            fits(tag.needed("key"), "key", 255): fits(tag.given("value"), "value", 500)
             for tag in item.messages("tags")
         }
         inputs.append(Input(data, tags))
-    models = [item.needed("model_id") for item in message.messages("models")]
-    services.tracking.runs.log_inputs(message.run_id(), inputs, models)
+    used_models = [_model(item) for item in message.messages("models")]
+    services.tracking.runs.log_inputs(message.run_id(), inputs, used_models)
     return {}
 
 
 def log_outputs(services: Services, _: Principal, message: Message) -> Json:
     """runs/outputs"""
-    made = [wire.output(item) for item in message.messages("models")]
+    made = [
+        RunModel(_model(item), "output", item.integer("step") or 0)
+        for item in message.messages("models")
+    ]
     services.tracking.runs.log_outputs(message.run_id(), made)
     return {}
+
+
+def _model(message: Message) -> str:
+    """The id of a logged model, which need not be there yet."""
+    return fits(message.needed("model_id"), "model_id", _LONGEST_KEY)
 
 
 def _metric(message: Message) -> Metric:
@@ -192,15 +208,15 @@ def _of_metrics(run_id: str, messages: Sequence[Message], metrics: Sequence[Metr
     for message, metric in zip(messages, metrics, strict=True):
         model = message.text("model_id")
         if model:
-            name = _fits(message.text("dataset_name"), "dataset_name", 500, "bytes")
-            digest = _fits(message.text("dataset_digest"), "dataset_digest", 36)
+            name = fits(message.text("dataset_name"), "dataset_name", 500, "bytes")
+            digest = fits(message.text("dataset_digest"), "dataset_digest", 36)
             of_models.append((model, ModelMetric(metric, run_id, name, digest)))
     return Batch(metrics=metrics, model_metrics=of_models)
 
 
 def _named(message: Message) -> str:
     """The key of a metric or a param, which clients may use as the name of a file."""
-    key = _fits(message.needed("key"), "key", _LONGEST_KEY)
+    key = fits(message.needed("key"), "key", _LONGEST_KEY)
     if not message.flavour.early:
         if not _NAME.fullmatch(key):
             raise InvalidRequest(
@@ -218,34 +234,23 @@ def _named(message: Message) -> str:
 def _param(message: Message) -> tuple[str, str]:
     key, value = _named(message), message.text("value")
     if message.flavour.early:
-        return key, _fits(value, "value", 250)
+        return key, fits(value, "value", _LONGEST_IN_EARLY_BATCH)
     return key, value[:_LONGEST_PARAM]
 
 
 def _tag(message: Message) -> tuple[str, str]:
-    key, value = _fits(message.needed("key"), "key", _LONGEST_KEY), message.text("value")
+    key, value = fits(message.needed("key"), "key", _LONGEST_KEY), message.text("value")
     return key, value[:_LONGEST_TAG]
 
 
 def _tags(message: Message) -> dict[str, str]:
     """The tags of a message, of which the last one of a key counts."""
-    found = dict(_tag(item) for item in message.messages("tags"))
-    if message.flavour.early:
-        for value in found.values():
-            _fits(value, "value", 250)
-    return found
+    return dict(_tag(item) for item in message.messages("tags"))
 
 
 def _renamed(tags: dict[str, str]) -> str | None:
     """The name that tags give to their run."""
     return tags.get(RUN_NAME) or None
-
-
-def _fits(text: str, parameter: str, largest: int, unit: str = "characters") -> str:
-    size = len(text.encode()) if unit == "bytes" else len(text)
-    if size > largest:
-        raise InvalidRequest(parameter, f"exceeds the maximum length of {largest} {unit}")
-    return text
 
 
 def _limit(what: str, given: int, allowed: int) -> None:
@@ -286,8 +291,7 @@ def get_history_bulk(services: Services, _: Principal, message: Message) -> Json
     found = services.tracking.runs.histories(sorted(run_ids), key, limit)
     return {
         "metrics": [
-            {**wire.metric(metric, message.flavour), "run_id": run_id}
-            for run_id, metric in found[:limit]
+            {**wire.metric(metric, message.flavour), "run_id": run_id} for run_id, metric in found
         ]
     }
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from registry.errors import ExperimentNotFound, InvalidRequest
 from registry.tracking.records import (
+    UNKEPT,
     Dataset,
     Experiment,
     Input,
@@ -21,7 +22,6 @@ from registry.tracking.records import (
     Metric,
     ModelMetric,
     Run,
-    RunModel,
 )
 
 Json = dict[str, Any]
@@ -50,7 +50,6 @@ MODEL_STATUSES = {
 EXPERIMENTS = 10_000
 """Experiments of one search."""
 
-_UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _CHOSEN = TypeVar("_CHOSEN")
 
@@ -121,7 +120,7 @@ class Message:
             return default
         if not isinstance(value, str):
             raise self._wrong(name, value, "must be a text")
-        if _UNPRINTABLE.search(value):
+        if UNKEPT.search(value):
             raise self._wrong(name, value, "holds a character that no text may hold")
         return value
 
@@ -285,6 +284,14 @@ class Message:
         shown = json.dumps(value, ensure_ascii=True, default=str)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return InvalidRequest(self._place + name, f"invalid value {shown} supplied: {problem}")
+
+
+def fits(text: str, parameter: str, largest: int, unit: str = "characters") -> str:
+    """The text itself. Raises InvalidRequest if it is longer than that."""
+    size = len(text.encode()) if unit == "bytes" else len(text)
+    if size > largest:
+        raise InvalidRequest(parameter, f"exceeds the maximum length of {largest} {unit}")
+    return text
 
 
 @dataclass(frozen=True)
@@ -470,8 +477,3 @@ def dataset(message: Message) -> Dataset:
         schema=message.text("schema") if "schema" in message else None,
         profile=message.text("profile") if "profile" in message else None,
     )
-
-
-def output(message: Message) -> RunModel:
-    """A logged model that a run made."""
-    return RunModel(message.needed("model_id"), "output", message.integer("step") or 0)

@@ -85,6 +85,19 @@ def test_the_twins_lead_to_the_same(logging: Logging) -> None:
             assert logging.ask("GET", url).data == DATA
 
 
+def test_a_file_can_be_asked_about_without_its_bytes(logging: Logging) -> None:
+    logging.put(f"{logging.root}/a")
+
+    for path in (
+        f"{FILES}/artifacts/{logging.root}/a",
+        f"/get-artifact?run_id={logging.run}&path=a",
+    ):
+        answer = logging.ask("HEAD", path)
+        assert (answer.status_code, answer.data) == (200, b"")
+        assert answer.headers["Content-Length"] == str(len(DATA))
+        assert answer.headers["ETag"] == f'"{MD5}"'
+
+
 def test_a_part_of_a_file_and_a_file_that_is_known_are_answered_so(logging: Logging) -> None:
     path = f"{logging.root}/a"
     logging.put(path)

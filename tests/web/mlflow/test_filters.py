@@ -205,6 +205,14 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
             parse(text, language)
 
 
+def test_digits_are_read_once() -> None:
+    # To try every place where they could be parted takes seconds for each.
+    for _ in range(200):
+        for rest in ("x", ".x", "e1x", ".1x"):
+            with pytest.raises(InvalidRequest):
+                parse(f"metrics.a = {'1' * 19_000}{rest}", RUNS)
+
+
 # What is found, against a slow model
 
 KEYS = ("a", "b c", "d'e")

@@ -173,6 +173,58 @@ def test_no_text_holds_what_a_database_cannot(service: Service, prefix: str, val
     assert service.refused(f"{prefix}runs/search", experiment_ids=["0"], filter=value)
 
 
+def test_what_no_index_holds_is_refused(service: Service) -> None:
+    model = {"experiment_id": "0", "name": "m"}
+    run = {"run_id": service.run}
+    for name, message in (
+        ("logged-models", {**model, "source_run_id": "x" * 251}),
+        ("logged-models", {**model, "model_type": "x" * 501}),
+        ("runs/outputs", {**run, "models": [{"model_id": "x" * 251, "step": 1}]}),
+        ("runs/log-inputs", {**run, "models": [{"model_id": "x" * 251}]}),
+    ):
+        assert "maximum length" in service.refused(CURRENT + name, **message)
+
+
+def test_a_search_for_more_than_a_statement_holds_is_refused(service: Service) -> None:
+    several = [{"dataset_name": f"d{number}"} for number in range(1001)]
+    pattern = "*" * 19_000
+    where: dict[str, object] = {"experiment_ids": ["0"]}
+
+    for name in ("runs/search", "logged-models/search"):
+        service.refused(CURRENT + name, filter=f"tags.a LIKE '{pattern}'", **where)
+    service.refused(f"{CURRENT}logged-models/search", datasets=several, **where)
+
+
+@pytest.mark.parametrize("place", ["a\0b", "\ud800", 2**63, True, None, [], {}])
+def test_a_token_that_somebody_made_up_is_refused(service: Service, place: object) -> None:
+    for name in ("a", "b"):
+        service.post(f"{CURRENT}experiments/create", name=name)
+    search = {"order_by": ["name"], "max_results": 1}
+    first = service.post(f"{CURRENT}experiments/search", **search).json["next_page_token"]
+    question, _, last = json.loads(base64.urlsafe_b64decode(first))
+    made_up = base64.urlsafe_b64encode(json.dumps([question, place, last]).encode()).decode()
+
+    for token in (made_up, first[:-4], "x", "é"):
+        text = service.refused(f"{CURRENT}experiments/search", page_token=token, **search)
+        assert text.startswith("page_token")
+
+
+@pytest.mark.parametrize("value", [10**400, 2**63, "1", True])
+def test_a_number_in_a_token_is_one_that_a_database_takes(service: Service, value: object) -> None:
+    message = {"run_id": service.run, "key": "m", "value": 0.5}
+    for moment in (1, 2):
+        service.post(f"{CURRENT}runs/log-metric", timestamp=moment, **message)
+    query = {"run_id": service.run, "metric_key": "m", "max_results": "1"}
+    name = f"{CURRENT}metrics/get-history"
+    first = service.ask("GET", name, query_string=query).json["next_page_token"]
+    question, moment, step, _, nan = json.loads(base64.urlsafe_b64decode(first))
+    place = json.dumps([question, moment, step, value, nan]).encode()
+    token = base64.urlsafe_b64encode(place).decode()
+    answer = service.ask("GET", name, query_string={**query, "page_token": token})
+
+    assert (answer.status_code, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+
+
 @BOTH
 def test_numbers_are_read_as_protobuf_reads_them(service: Service, prefix: str) -> None:
     name = f"{prefix}runs/log-metric"
@@ -273,6 +325,18 @@ def test_what_is_logged_alone_has_the_lengths_of_the_early_document_in_bytes(
         assert "maximum length" in service.refused(PREVIEW + endpoint, **message)
 
 
+def test_a_new_run_of_an_early_client_has_tags_of_the_length_of_one_alone(
+    service: Service,
+) -> None:
+    name = f"{PREVIEW}runs/create"
+    tag = {"key": "mlflow.source.name", "value": "é" * 2500}
+    run = service.post(name, experiment_id=0, tags=[tag]).json["run"]
+
+    assert run["data"]["tags"] == [tag]
+    assert service.refused(name, experiment_id=0, tags=[{**tag, "value": "é" * 2501}])
+    assert service.refused(name, experiment_id=0, source_name="é" * 2501)
+
+
 @pytest.mark.parametrize("kind", ["metrics", "params", "tags"])
 def test_what_is_logged_together_has_250_characters(service: Service, kind: str) -> None:
     name = f"{PREVIEW}runs/log-batch"
@@ -339,6 +403,31 @@ def test_a_history_comes_in_pages_with_what_is_no_number(service: Service) -> No
     assert found == [
         (moment, step, value) for moment in (1, 2) for step, value in enumerate(values)
     ]
+
+
+def test_what_can_be_read_can_be_asked_about(service: Service) -> None:
+    for path in (f"{CURRENT}runs/get?run_id={service.run}", f"{PREVIEW}experiments/list"):
+        answer = service.ask("GET", path)
+        head = service.ask("HEAD", path)
+
+        assert (head.status_code, head.data) == (200, b"")
+        assert head.headers["Content-Length"] == answer.headers["Content-Length"]
+    assert service.ask("HEAD", f"{CURRENT}runs/delete").status_code == 404
+
+
+def test_many_histories_are_as_long_as_was_asked_for_together(
+    service: Service,
+) -> None:
+    runs = sorted([service.run, *(service.tracking.runs.create(0).id for _ in range(2))])
+    for run in runs:
+        values = [Metric("m", float(number), number) for number in range(3)]
+        service.tracking.runs.log(run, Batch(metrics=values))
+    query = {"run_id": runs, "metric_key": "m", "max_results": "4"}
+    answer = service.ask("GET", f"{CURRENT}metrics/get-history-bulk", query_string=query)
+
+    found = [(it["run_id"], it["step"] + it["timestamp"]) for it in answer.json["metrics"]]
+    assert found == [(runs[0], 0), (runs[0], 1), (runs[0], 2), (runs[1], 0)]
+    assert len(service.tracking.runs.histories(runs, "m", 4)) == 4
 
 
 def test_every_kind_of_error_has_a_code() -> None:
