@@ -146,7 +146,8 @@ def unchanged(world: World) -> Iterator[Row]:
         for server in (ours, bare):
             load.apply(server.port, request, seconds=1)
         rates = [
-            [load.apply(it.port, request, seconds=1.5).rate for it in (ours, bare)] for _ in range(5)
+            [load.apply(it.port, request, seconds=1.5).rate for it in (ours, bare)]
+            for _ in range(5)
         ]
     ratio = statistics.median(mine / theirs for mine, theirs in rates)
     ours_rate, bare_rate = (statistics.median(side) for side in zip(*rates, strict=True))
