@@ -4,6 +4,7 @@
     experiments.py runs.py models.py artifacts.py server.py    the functions
     wire.py         messages, both ways
     filters.py      the language of filters and orders -> comparisons of the core
+    lists.py        answers that may be long
     envelope.py     failures
     names.py        names for what comes without one
 

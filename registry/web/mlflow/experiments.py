@@ -1,14 +1,17 @@
 """Experiments, as MLflow asks for them. Each function answers one row of `routes`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from flask import Response
 
 from registry.domain import Principal
 from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Search
-from registry.tracking.records import Experiment, View
-from registry.web.mlflow import filters, wire
+from registry.tracking.records import View
+from registry.web.mlflow import filters, lists, wire
 from registry.web.mlflow.wire import Json, Message, fits
 
 LARGEST_PAGE = 50_000
@@ -43,15 +46,12 @@ def create(services: Services, _: Principal, message: Message) -> Json:
     return {"experiment_id": str(number)}
 
 
-def list_all(services: Services, _: Principal, message: Message) -> Json:
+def list_all(services: Services, _: Principal, message: Message) -> Json | Response:
     """experiments/list"""
-    page = services.tracking.experiments.search(
-        view_of(message, "view_type"), Search(limit=LARGEST_PAGE)
-    )
-    return _experiments(page.found, message)
+    return _found(services, message, Search(limit=LARGEST_PAGE), pages=False)
 
 
-def search(services: Services, _: Principal, message: Message) -> Json:
+def search(services: Services, _: Principal, message: Message) -> Json | Response:
     """experiments/search"""
     wanted = Search(
         filters.parse(message.text("filter"), filters.EXPERIMENTS),
@@ -59,16 +59,17 @@ def search(services: Services, _: Principal, message: Message) -> Json:
         message.limit("max_results", PAGE, LARGEST_PAGE),
         message.text("page_token"),
     )
-    page = services.tracking.experiments.search(view_of(message, "view_type"), wanted)
-    return {
-        **_experiments(page.found, message),
-        **({"next_page_token": page.next} if page.next else {}),
-    }
+    return _found(services, message, wanted, pages=True)
 
 
-def _experiments(found: Sequence[Experiment], message: Message) -> Json:
-    listed = [wire.experiment(it, message.flavour) for it in found]
-    return {"experiments": listed} if listed else {}
+def _found(services: Services, message: Message, wanted: Search, *, pages: bool) -> Json | Response:
+    view = view_of(message, "view_type")
+
+    def read(limit: int, page: str) -> tuple[Sequence[Json], str]:
+        found = services.tracking.experiments.search(view, replace(wanted, limit=limit, page=page))
+        return lists.spelled(found, lambda it: wire.experiment(it, message.flavour))
+
+    return lists.answer("experiments", read, wanted.limit, wanted.page, pages=pages)
 
 
 def get(services: Services, _: Principal, message: Message) -> Json:
@@ -78,10 +79,20 @@ def get(services: Services, _: Principal, message: Message) -> Json:
         "experiment": wire.experiment(services.tracking.experiments.get(number), message.flavour)
     }
     if message.flavour.early:
-        page = services.tracking.runs.search([number], "active", Search(limit=RUNS_SHOWN))
-        if page.found:
-            found["runs"] = [wire.run_info(it, message.flavour) for it in page.found]
+        shown = list(_active_runs(services, number, message))
+        if shown:
+            found["runs"] = shown
     return found
+
+
+def _active_runs(services: Services, number: int, message: Message) -> Iterator[Json]:
+    page = ""
+    for _ in range(RUNS_SHOWN // PAGE):
+        some = services.tracking.runs.search([number], "active", Search(limit=PAGE, page=page))
+        yield from (wire.run_info(it, message.flavour) for it in some.found)
+        page = some.next
+        if not page:
+            break
 
 
 def get_by_name(services: Services, _: Principal, message: Message) -> Json:

@@ -6,12 +6,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
+from flask import Response
+
 from registry.domain import Principal
 from registry.errors import InvalidRequest, LoggedFileNotFound
 from registry.services import Services
 from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.records import ModelStatus, Owner
-from registry.web.mlflow import filters, wire
+from registry.web.mlflow import filters, lists, wire
 from registry.web.mlflow.names import random_name
 from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message, fits
 
@@ -92,7 +94,7 @@ def delete_tag(services: Services, _: Principal, message: Message) -> Json:
     return {}
 
 
-def search(services: Services, _: Principal, message: Message) -> Json:
+def search(services: Services, _: Principal, message: Message) -> Json | Response:
     """POST logged-models/search"""
     named = message.messages("datasets")
     if len(named) > filters.CLAUSES:
@@ -107,13 +109,14 @@ def search(services: Services, _: Principal, message: Message) -> Json:
         message.limit("max_results", PAGE, LARGEST_PAGE),
         message.text("page_token"),
     )
-    page = services.tracking.models.search(message.experiment_ids(), wanted, datasets)
-    found: Json = {}
-    if page.found:
-        found["models"] = [wire.model(it) for it in page.found]
-    if page.next:
-        found["next_page_token"] = page.next
-    return found
+    experiment_ids = message.experiment_ids()
+
+    def read(limit: int, page: str) -> tuple[Sequence[Json], str]:
+        some = replace(wanted, limit=limit, page=page)
+        found = services.tracking.models.search(experiment_ids, some, datasets)
+        return lists.spelled(found, wire.model)
+
+    return lists.answer("models", read, wanted.limit, wanted.page)
 
 
 def _orders(messages: Sequence[Message]) -> tuple[Order, ...]:

@@ -2,17 +2,21 @@
 
 import random
 import re
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from posixpath import normpath
 from typing import cast
+
+from flask import Response
 
 from registry.domain import Principal
 from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Comparison, Operator, Search
-from registry.tracking.records import Input, Metric, ModelMetric, Page, Run, RunModel, Status
+from registry.tracking.records import Input, Metric, ModelMetric, RunModel, Status
 from registry.tracking.runs import Batch
-from registry.web.mlflow import filters, wire
+from registry.web.mlflow import filters, lists, wire
 from registry.web.mlflow.experiments import LARGEST_PAGE, PAGE, view_of
 from registry.web.mlflow.names import random_name
 from registry.web.mlflow.wire import RUN_NAME, Json, Message, fits
@@ -29,6 +33,8 @@ _LONGEST_TAG = 8000
 _LONGEST_EARLY_TAG = 5000
 _LONGEST_IN_EARLY_BATCH = 250
 _DATASETS = 1000
+_PIECE = 10_000
+"""Values of a history that are read at once."""
 _HISTORY = 25_000
 _HISTORIES = 100
 _NAME = re.compile(r"[/\w.\- :]+")
@@ -265,18 +271,16 @@ def _limit(what: str, given: int, allowed: int) -> None:
 # Reading
 
 
-def get_history(services: Services, _: Principal, message: Message) -> Json:
-    """metrics/get-history"""
-    limit = message.limit("max_results", 0, LARGEST_PAGE) or None
-    page = services.tracking.runs.history(
-        message.run_id(), message.needed("metric_key"), limit, message.text("page_token")
-    )
-    found: Json = {}
-    if page.found:
-        found["metrics"] = [wire.metric(it, message.flavour) for it in page.found]
-    if page.next:
-        found["next_page_token"] = page.next
-    return found
+def get_history(services: Services, _: Principal, message: Message) -> Json | Response:
+    """metrics/get-history: all of it unless it is said how much."""
+    run_id, key = message.run_id(), message.needed("metric_key")
+
+    def read(limit: int, page: str) -> tuple[Sequence[Json], str]:
+        found = services.tracking.runs.history(run_id, key, limit, page)
+        return lists.spelled(found, lambda it: wire.metric(it, message.flavour))
+
+    limit = message.limit("max_results", sys.maxsize, LARGEST_PAGE)
+    return lists.answer("metrics", read, limit, message.text("page_token"), piece=_PIECE)
 
 
 def get_history_bulk(services: Services, _: Principal, message: Message) -> Json:
@@ -296,7 +300,7 @@ def get_history_bulk(services: Services, _: Principal, message: Message) -> Json
     }
 
 
-def search(services: Services, _: Principal, message: Message) -> Json:
+def search(services: Services, _: Principal, message: Message) -> Json | Response:
     """runs/search"""
     view = view_of(message, "run_view_type")
     if message.flavour.early:
@@ -313,17 +317,14 @@ def search(services: Services, _: Principal, message: Message) -> Json:
             message.limit("max_results", PAGE, LARGEST_PAGE),
             message.text("page_token"),
         )
-    page = services.tracking.runs.search(message.experiment_ids(), view, wanted)
-    return _runs(page, message)
+    experiment_ids = message.experiment_ids()
 
+    def read(limit: int, page: str) -> tuple[Sequence[Json], str]:
+        some = replace(wanted, limit=limit, page=page)
+        found = services.tracking.runs.search(experiment_ids, view, some)
+        return lists.spelled(found, lambda it: wire.run(it, message.flavour))
 
-def _runs(page: Page[Run], message: Message) -> Json:
-    found: Json = {}
-    if page.found:
-        found["runs"] = [wire.run(it, message.flavour) for it in page.found]
-    if page.next and not message.flavour.early:
-        found["next_page_token"] = page.next
-    return found
+    return lists.answer("runs", read, wanted.limit, wanted.page, pages=not message.flavour.early)
 
 
 _NUMERIC = {">": ">", ">=": ">=", "==": "=", "=": "=", "!=": "!=", "<=": "<=", "<": "<"}

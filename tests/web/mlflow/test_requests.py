@@ -405,6 +405,37 @@ def test_a_history_comes_in_pages_with_what_is_no_number(service: Service) -> No
     ]
 
 
+@BOTH
+def test_a_history_is_whole_however_long_it_is(service: Service, prefix: str) -> None:
+    values = [Metric("m", number / 2, number) for number in range(25_001)]
+    service.tracking.runs.log(service.run, Batch(metrics=values))
+    query = {"run_id": service.run, "metric_key": "m"}
+    answer = service.ask("GET", f"{prefix}metrics/get-history", query_string=query)
+
+    assert [it["value"] for it in answer.json["metrics"]] == [it.value for it in values]
+    assert answer.json.keys() == {"metrics"}
+    assert "Content-Length" not in answer.headers, "it was all in memory at once"
+
+
+def test_a_long_page_is_as_long_as_was_asked_for_and_another_follows(service: Service) -> None:
+    runs = [service.run, *(service.tracking.runs.create(0).id for _ in range(2500))]
+    search = {"experiment_ids": ["0"], "max_results": 2200, "order_by": ["start_time ASC"]}
+    first = service.post(f"{CURRENT}runs/search", **search)
+    token = first.json["next_page_token"]
+    second = service.post(f"{CURRENT}runs/search", page_token=token, **search)
+    early = service.post(f"{PREVIEW}runs/search", experiment_ids=[0])
+    shown = service.ask("GET", f"{PREVIEW}experiments/get?experiment_id=0").json["runs"]
+
+    assert len(first.json["runs"]) == 2200
+    assert second.json.keys() == {"runs"}
+    found = [it["info"]["run_id"] for it in first.json["runs"] + second.json["runs"]]
+    assert sorted(found) == sorted(runs)
+    assert early.json.keys() == {"runs"}
+    assert {it["info"]["run_id"] for it in early.json["runs"]} == set(runs)
+    assert {it["run_id"] for it in shown} == set(runs)
+    assert "Content-Length" not in first.headers, "it was all in memory at once"
+
+
 def test_what_can_be_read_can_be_asked_about(service: Service) -> None:
     for path in (f"{CURRENT}runs/get?run_id={service.run}", f"{PREVIEW}experiments/list"):
         answer = service.ask("GET", path)
