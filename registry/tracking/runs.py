@@ -1,7 +1,7 @@
 """Runs: created, logged to, read, searched, deleted and restored."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +165,19 @@ class Runs:
                 renamed = sa.update(runs).where(runs.c.number == run.number)
                 connection.execute(renamed.values(name=batch.name))
             self._log_model_metrics(connection, batch.model_metrics)
+
+    def rewrite_tag(self, run_id: str, key: str, change: Callable[[str | None], str]) -> None:
+        """Writes what `change` makes of a tag, without another writer in between.
+
+        Raises RunNotFound or RunDeleted.
+        """
+        with self._store.writing() as connection:
+            run = self._active(connection, run_id)
+            held = sa.select(runs.c.number).where(runs.c.number == run.number)
+            connection.execute(held.with_for_update())
+            query = sa.select(tags.c.value).where(tags.c.run == run.number, tags.c.key == key)
+            known = connection.execute(query).scalar_one_or_none()
+            self._write_tags(connection, run, {key: change(known)})
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Removes a tag. Raises RunNotFound, RunDeleted, or TagNotFound."""
@@ -337,6 +350,23 @@ class Runs:
             found += [(run_id, metric) for metric in some]
         return found[:limit]
 
+    def sampled(
+        self, run_ids: Sequence[str], key: str, limit: int, steps: tuple[int, int] | None = None
+    ) -> Sequence[tuple[str, Metric]]:
+        """At most `limit` values of a metric of each run, by step, with its id: evenly taken from
+        all of them, or those within the first and the last of `steps`. The last value is always one
+        of them, and the first one if there is room. Raises RunNotFound.
+        """
+        found = []
+        with self._store.reading() as connection:
+            for run_id in run_ids:
+                number = self._number(connection, run_id)
+                query = _sample(number, key, limit, steps)
+                for it in connection.execute(query):
+                    value = math.nan if it.nan else it.value
+                    found.append((run_id, Metric(key, value, it.timestamp, it.step)))
+        return found
+
     def search(self, experiment_ids: Sequence[int], view: View, search: Search) -> Page[Run]:
         """Runs of the experiments that fit, by default the last started first.
 
@@ -488,6 +518,22 @@ def _logged(store: Store) -> "sa.CompoundSelect[Any]":
         part(links.role, run_models, links.model, text, number, sa.false(), none, links.step),
     )
     return sa.union_all(*parts).order_by(sa.literal_column("2"), sa.literal_column("3"))
+
+
+def _sample(number: int, key: str, limit: int, steps: tuple[int, int] | None) -> "sa.Select[Any]":
+    order = (metrics.c.step, metrics.c.timestamp, metrics.c.nan, metrics.c.value)
+    place = (sa.func.row_number().over(order_by=order) - 1).label("place")
+    last = (sa.func.count().over() - 1).label("last")
+    every = sa.select(*order, place, last).where(metrics.c.run == number, metrics.c.key == key)
+    if steps:
+        every = every.where(metrics.c.step.between(*steps))
+    all_of_them = every.subquery()
+    it = all_of_them.c
+    # The first of every stretch, when all are parted into one less than wanted; and the last.
+    parts = limit - 1
+    evenly = it.place * parts % sa.func.nullif(it.last, 0) < parts
+    taken = sa.or_(it.last < limit, it.place == it.last, evenly)
+    return sa.select(all_of_them).where(taken).order_by(it.place)
 
 
 def _word(kind: str) -> "sa.ColumnElement[str]":

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -298,3 +299,27 @@ def test_the_latest_value_is_kept_whatever_order_values_come_in(tracking: Tracki
     for one in (run, together):
         assert tracking.runs.get(one).metrics == [Metric("m", 2.0, 5, 1)]
     assert max(values, key=lambda it: it.order) == Metric("m", 2.0, 5, 1)
+
+
+def test_a_history_is_thinned_out_evenly(tracking: Tracking) -> None:
+    run = tracking.runs.create(0).id
+    values = [Metric("m", float(step), 1000 - step, step) for step in range(100)]
+    tracking.runs.log(run, Batch(metrics=[*values, Metric("other", 1.0, 1, 1)]))
+
+    def steps(limit: int, *within: int) -> list[int]:
+        given = (within[0], within[1]) if within else None
+        return [it.step for _, it in tracking.runs.sampled([run], "m", limit, given)]
+
+    assert steps(100) == steps(2500) == [*range(100)]
+    assert steps(1) == [99]
+    assert steps(2) == [0, 99]
+    assert steps(4) == [0, 33, 66, 99]
+    assert steps(3, 10, 20) == [10, 15, 20]
+    assert steps(5, 200, 300) == []
+    for limit in range(1, 101):
+        found = steps(limit)
+        gaps = {after - before for before, after in pairwise(found)}
+        assert len(found) == limit
+        assert limit == 1 or found[0] == 0
+        assert found[-1] == 99
+        assert max(gaps, default=0) - min(gaps, default=0) <= 1

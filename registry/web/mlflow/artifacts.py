@@ -30,6 +30,8 @@ from registry.web.observe import trace
 
 PAGE = 1000
 """Names in one answer of those that have pages."""
+DIRECTORIES = 100
+"""Names in a run that are looked at for directories."""
 LIFETIME = 3600
 """Seconds that a presigned link lives."""
 
@@ -197,6 +199,21 @@ def _patiently(done: "Future[None]") -> Iterator[bytes]:
             yield b"{}"
             return
         yield b" "
+
+
+def keep_directories(services: Services, run: Owner) -> None:
+    """Writes the `.dir` manifest of each directory of a run, of which the first hundred count: what
+    was logged as a whole is a directory to DVC, too.
+    """
+    for it in services.tracking.files.list(run, RelPath.ROOT, DIRECTORIES).found:
+        if it.size is None:
+            keep_directory(services, run, it.path)
+
+
+def keep_directory(services: Services, owner: Owner, directory: RelPath = RelPath.ROOT) -> None:
+    """Writes the `.dir` manifest of a directory, if there is anything in it."""
+    with suppress(LoggedFileNotFound):
+        services.keeper.put([services.tracking.files.manifest(owner, directory)], ".dir")
 
 
 # By the id of a run or of a logged model

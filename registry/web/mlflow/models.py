@@ -2,18 +2,18 @@
 
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import cast
 
 from flask import Response
 
 from registry.domain import Principal
-from registry.errors import InvalidRequest, LoggedFileNotFound
+from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.records import ModelStatus, Owner
 from registry.web.mlflow import filters, lists, wire
+from registry.web.mlflow.artifacts import keep_directory
 from registry.web.mlflow.names import random_name
 from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message, fits
 
@@ -62,9 +62,7 @@ def finish(services: Services, _: Principal, message: Message) -> Json:
     )
     if found.status == "ready" and found.artifact_location is None:
         # What is loadable as a whole is so for DVC as well.
-        with suppress(LoggedFileNotFound):  # it has no files
-            owner = Owner("model", found.id, found.experiment)
-            services.keeper.put([services.tracking.files.manifest(owner)], ".dir")
+        keep_directory(services, Owner("model", found.id, found.experiment))
     return {"model": wire.model(found)}
 
 

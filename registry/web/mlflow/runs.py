@@ -1,5 +1,6 @@
 """Runs, as MLflow asks for them. Each function answers one row of `routes`."""
 
+import json
 import random
 import re
 import sys
@@ -14,9 +15,9 @@ from registry.domain import Principal
 from registry.errors import InvalidRequest
 from registry.services import Services
 from registry.tracking.query import Comparison, Operator, Search
-from registry.tracking.records import Input, Metric, ModelMetric, RunModel, Status
+from registry.tracking.records import Input, Metric, ModelMetric, Owner, RunModel, Status
 from registry.tracking.runs import Batch
-from registry.web.mlflow import filters, lists, wire
+from registry.web.mlflow import artifacts, filters, lists, wire
 from registry.web.mlflow.experiments import LARGEST_PAGE, PAGE, view_of
 from registry.web.mlflow.names import random_name
 from registry.web.mlflow.wire import RUN_NAME, Json, Message, fits
@@ -37,6 +38,8 @@ _PIECE = 10_000
 """Values of a history that are read at once."""
 _HISTORY = 25_000
 _HISTORIES = 100
+_SAMPLE = 2500
+_MODEL_HISTORY = "mlflow.log-model.history"
 _NAME = re.compile(r"[/\w.\- :]+")
 
 
@@ -76,13 +79,16 @@ def get(services: Services, _: Principal, message: Message) -> Json:
 def update(services: Services, _: Principal, message: Message) -> Json:
     """runs/update"""
     name = message.text("run_name") or None
+    status = cast("Status | None", message.choice("status", wire.STATUSES))
     run = services.tracking.runs.update(
         message.run_id(),
-        status=cast("Status | None", message.choice("status", wire.STATUSES)),
+        status=status,
         ended=message.integer("end_time"),
         name=name,
         tags={RUN_NAME: name} if name else {},
     )
+    if status == "FINISHED" and run.artifact_location is None:
+        artifacts.keep_directories(services, Owner("run", run.id, run.experiment))
     if message.flavour.early:
         run = services.tracking.runs.get(run.id)  # whose tags say what fields said before
     return {"run_info": wire.run_info(run, message.flavour)}
@@ -201,6 +207,39 @@ def _model(message: Message) -> str:
     return fits(message.needed("model_id"), "model_id", _LONGEST_KEY)
 
 
+def log_model(services: Services, _: Principal, message: Message) -> Json:
+    """runs/log-model: one more model in the tag that lists them, for clients before 3."""
+    try:
+        model = json.loads(message.needed("model_json"))
+    except (ValueError, RecursionError):
+        raise InvalidRequest("model_json", "must be JSON") from None
+    needed = {"artifact_path", "flavors", "utc_time_created", "run_id"}
+    if not isinstance(model, dict) or not isinstance(model.get("flavors"), dict):
+        raise InvalidRequest("model_json", "must be an object, with flavors")
+    missing = sorted(needed - set(model))
+    if missing:
+        raise InvalidRequest("model_json", f"is missing mandatory fields: {', '.join(missing)}")
+    kept = {name: model[name] for name in sorted(needed | {"model_uuid"}) if name in model}
+    # What a flavour is configured with can hold anything, and a tag cannot.
+    kept["flavors"] = {
+        name: {key: value for key, value in flavour.items() if key != "config"}
+        if isinstance(flavour, dict)
+        else flavour
+        for name, flavour in model["flavors"].items()
+    }
+
+    def add(known: str | None) -> str:
+        try:
+            listed = json.loads(known) if known else []
+        except ValueError:
+            listed = []
+        text = json.dumps([*listed, kept] if isinstance(listed, list) else [kept])
+        return fits(text, _MODEL_HISTORY, _LONGEST_TAG)
+
+    services.tracking.runs.rewrite_tag(message.run_id(), _MODEL_HISTORY, add)
+    return {}
+
+
 def _metric(message: Message) -> Metric:
     key = _named(message)
     return Metric(
@@ -293,6 +332,32 @@ def get_history_bulk(services: Services, _: Principal, message: Message) -> Json
     limit = message.limit("max_results", _HISTORY, _HISTORY)
     key = message.needed("metric_key")
     found = services.tracking.runs.histories(sorted(run_ids), key, limit)
+    return {
+        "metrics": [
+            {**wire.metric(metric, message.flavour), "run_id": run_id} for run_id, metric in found
+        ]
+    }
+
+
+def get_history_bulk_interval(services: Services, _: Principal, message: Message) -> Json:
+    """metrics/get-history-bulk-interval: what is drawn of several runs, thinned out."""
+    run_ids = message.texts("run_ids")
+    if not run_ids:
+        raise InvalidRequest("run_ids", "must be given at least once")
+    if len(run_ids) > _HISTORIES:
+        raise InvalidRequest("run_ids", f"may be given {_HISTORIES} times at most")
+    first, last = message.integer("start_step"), message.integer("end_step")
+    if (first is None) != (last is None):
+        raise InvalidRequest("end_step", "is given with start_step, or neither is")
+    steps = None if first is None or last is None else (first, last)
+    if steps and steps[0] > steps[1]:
+        raise InvalidRequest("end_step", "must not come before start_step")
+    found = services.tracking.runs.sampled(
+        run_ids,
+        message.needed("metric_key"),
+        message.limit("max_results", _SAMPLE, _SAMPLE),
+        steps,
+    )
     return {
         "metrics": [
             {**wire.metric(metric, message.flavour), "run_id": run_id} for run_id, metric in found

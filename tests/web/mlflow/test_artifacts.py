@@ -206,6 +206,24 @@ def test_a_link_leads_to_the_gateway_and_is_noted(logging: Logging) -> None:
     assert logging.registry.download(answer["url"]).status_code == 403
 
 
+def test_the_directories_of_a_run_that_finished_are_those_of_dvc(logging: Logging) -> None:
+    for path in ("notes.txt", "data/train/a.csv", "data/b.csv", "plots/loss.png"):
+        logging.put(f"{logging.root}/{path}")
+    for status in ("RUNNING", "FINISHED"):
+        assert not [it for it in logging.objects() if it.name.endswith(".dir")]
+        message = {"run_id": logging.run, "status": status}
+        answer = logging.registry.client.post(
+            f"{API}/runs/update", json=message, headers=logging.headers
+        )
+        assert answer.status_code == 200
+
+    written = [it.read_bytes() for it in logging.objects() if it.name.endswith(".dir")]
+    assert sorted(json.loads(it)[0]["relpath"] for it in written) == ["b.csv", "loss.png"]
+    owner = Owner("run", logging.run, 0)
+    for directory in ("data", "plots"):
+        assert logging.tracking.files.manifest(owner, RelPath(directory)) in written
+
+
 def test_a_model_that_is_ready_is_a_directory_to_dvc(logging: Logging) -> None:
     for path in ("MLmodel", "data/model.pkl"):
         logging.put(f"{logging.model_root}/{path}")
