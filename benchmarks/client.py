@@ -1,5 +1,6 @@
 """Downloads from a real S3 on this machine, through a service: ours, DVC's and curl's."""
 
+import compileall
 import hashlib
 import json
 import os
@@ -129,6 +130,11 @@ def downloads(world: World, files: int = FILES, large: int = LARGE) -> Iterator[
         config = world.configure("downloads", storage=storage)
         with registry_server(config) as server:
             yield Downloads(directory, server, world.token)
+
+
+def compile_all() -> None:
+    """Compiles the program, as an installation does: that of DVC is compiled."""
+    compileall.compile_dir(ROOT / "registry", quiet=1)
 
 
 def startup() -> float:

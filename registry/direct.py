@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from registry import gto
@@ -29,7 +30,6 @@ from registry.dvc.config import LARGEST_FILE
 from registry.errors import InvalidRequest, PathNotFound, RepositoryNotFound, RevisionNotFound
 from registry.given import Given
 from registry.keyring import Keyring
-from registry.overview import Overview, View
 from registry.receipt import ReceiptFile, Terms
 from registry.repository import Repository
 from registry.repository.commands import GitFailed
@@ -37,6 +37,9 @@ from registry.repository.inplace import InPlace
 from registry.repository.lanes import Lanes
 from registry.storage import Grants, Location, Origin, Reader
 from registry.user import User
+
+if TYPE_CHECKING:  # a download needs nothing of it
+    from registry.overview import Overview, View
 
 PATIENCE = 600.0
 """Seconds that the first clone of a repository may take."""
@@ -156,8 +159,10 @@ class Direct:
             revision, version, tag = found.revision, found.version, found.tag
         return self.remake(Terms(self.place.name, selector, revision, version, tag))
 
-    def overview(self) -> tuple[Overview, View]:
+    def overview(self) -> "tuple[Overview, View]":
         """What there is, right now. Raises Unavailable."""
+        from registry.overview import Overview, View  # noqa: PLC0415
+
         repositories = Repositories([Mirrored(self.repository, 0, ())])
         overview = Overview(repositories, self._contents(Grants(())), self._clock)
         return overview, View(self.repository, self.repository.snapshot(0, PATIENCE), stale=False)

@@ -11,17 +11,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from registry.domain import Entry, StorageUrl
 from registry.dvc import config as dvc_config
 from registry.dvc.config import Config
 from registry.errors import InvalidMetadata, RegistryError, RemoteUnusable
 from registry.storage import Grants, Links, Location, Origin, Signer
-from registry.storage.azure import AzureSigner
 from registry.storage.http import HttpSigner
-from registry.storage.s3 import S3Signer, chain_credentials, chain_region, static_credentials
 from registry.storage.stores import Store
 from registry.user import User
+
+if TYPE_CHECKING:  # nobody waits for a kind of store that is not theirs
+    from registry.storage.azure import AzureSigner
+    from registry.storage.s3 import S3Signer
 
 _KEPT = frozenset(
     {
@@ -117,7 +120,9 @@ class Keyring:
             case scheme:
                 raise RemoteUnusable(remote.name, f"only a service reads {scheme} remotes")
 
-    def _s3(self, url: StorageUrl, remote: "_Remote") -> S3Signer:
+    def _s3(self, url: StorageUrl, remote: "_Remote") -> "S3Signer":
+        from registry.storage import s3  # noqa: PLC0415
+
         own, user = remote.own, self.user
         endpoint = own.get("endpointurl") or user.s3_endpoint
         if not endpoint and "endpointurl" in remote.committed:
@@ -126,15 +131,17 @@ class Keyring:
         profile, key = own.get("profile") or user.s3_profile, own.get("access_key_id")
         if key:
             secret, token = own.get("secret_access_key", ""), own.get("session_token")
-            credentials = static_credentials(key, secret, token)
+            credentials = s3.static_credentials(key, secret, token)
         else:
-            credentials = chain_credentials(profile)
-        region = own.get("region") or user.s3_region or chain_region(profile) or "us-east-1"
-        return S3Signer(
+            credentials = s3.chain_credentials(profile)
+        region = own.get("region") or user.s3_region or s3.chain_region(profile) or "us-east-1"
+        return s3.S3Signer(
             url.authority, credentials=credentials, region=region, endpoint_url=endpoint
         )
 
-    def _azure(self, url: StorageUrl, remote: "_Remote") -> AzureSigner:
+    def _azure(self, url: StorageUrl, remote: "_Remote") -> "AzureSigner":
+        from registry.storage.azure import AzureSigner  # noqa: PLC0415
+
         own, container = remote.own, url.authority
         connection = own.get("connection_string") or self.user.azure_connection_string
         if connection:

@@ -95,7 +95,7 @@ class Job:
         try:
             missing = self._missing(pool, target, stopped)
             self._make_room(missing)
-            self._each(pool, missing, stopped, lambda file: self._fetch(target, file, stopped))
+            self._each(pool, target, missing, stopped, self._fetch)
         except BaseException as error:
             stopped.set()
             self.connections.stop()
@@ -116,10 +116,10 @@ class Job:
             return list(self.files)
         states: dict[RelPath, str] = {}
 
-        def look(file: ReceiptFile) -> None:
-            states[file.path] = target.state(file, stopped)
+        def look(walk: _Walk, file: ReceiptFile, stopped: threading.Event) -> None:
+            states[file.path] = walk.state(file, stopped)
 
-        self._each(pool, self.files, stopped, look)
+        self._each(pool, target, self.files, stopped, look)
         missing = []
         for file in self.files:
             state = states[file.path]
@@ -139,20 +139,22 @@ class Job:
     def _each(
         self,
         pool: ThreadPoolExecutor,
+        target: "_Target",
         files: Collection[ReceiptFile],
         stopped: threading.Event,
-        work: Callable[[ReceiptFile], object],
+        work: "Callable[[_Walk, ReceiptFile, threading.Event], object]",
     ) -> None:
         """Does the work for every file, `jobs` of them at once. Raises the first error."""
         left, lock = iter(files), threading.Lock()
 
         def worker() -> None:
-            while not stopped.is_set():
-                with lock:
-                    file = next(left, None)
-                if file is None:
-                    return
-                work(file)
+            with target.walk() as walk:
+                while not stopped.is_set():
+                    with lock:
+                        file = next(left, None)
+                    if file is None:
+                        return
+                    work(walk, file, stopped)
 
         working = [pool.submit(worker) for _ in range(min(self.jobs, len(files)))]
         done, _ = wait(working, return_when=FIRST_EXCEPTION)
@@ -165,8 +167,8 @@ class Job:
             problem = f"{needed:,} bytes are needed, and {free:,} are free"
             raise TargetUnusable(str(self.target), problem)
 
-    def _fetch(self, target: "_Target", file: ReceiptFile, stopped: threading.Event) -> None:
-        with target.part(file) as part:
+    def _fetch(self, walk: "_Walk", file: ReceiptFile, stopped: threading.Event) -> None:
+        with walk.part(file) as part:
             try:
                 _Fetch(self, file, part, stopped).run()
             except OSError as error:
@@ -273,6 +275,7 @@ class _Target:
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor = descriptor
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> "_Target":
@@ -284,12 +287,42 @@ class _Target:
             raise TargetUnusable(str(path), error.strerror or "I/O error") from None
 
     def close(self) -> None:
-        """Closes the descriptor."""
-        os.close(self._descriptor)
+        """Closes the descriptor. Walks that have begun go on."""
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def is_empty(self) -> bool:
         """Whether nothing is there yet."""
         return not os.listdir(self._descriptor)
+
+    @contextmanager
+    def walk(self) -> "Iterator[_Walk]":
+        """For one thread: what it does below the directory."""
+        with self._lock:
+            if self._descriptor < 0:
+                raise _Stopped
+            walk = _Walk(self._path, os.dup(self._descriptor))
+        try:
+            yield walk
+        finally:
+            walk.close()
+
+
+class _Walk:
+    """One thread's way through a target. It stays in the directory of the last file, which most
+    often holds the next one, too.
+    """
+
+    def __init__(self, path: Path, root: int) -> None:
+        self._path = path
+        self._root = self._here = root
+        self._where: RelPath | None = RelPath.ROOT
+
+    def close(self) -> None:
+        """Closes its descriptors."""
+        self._leave()
+        os.close(self._root)
 
     def state(self, file: ReceiptFile, stopped: threading.Event) -> str:
         """What is at the path of the file: nothing, the `same`, an `other`, or a `directory`.
@@ -297,18 +330,18 @@ class _Target:
         Raises UnsafePath.
         """
         try:
-            with self._parent(file.path, make=False) as directory:
-                found = os.stat(file.path.name, dir_fd=directory, follow_symlinks=False)
-                if stat.S_ISDIR(found.st_mode):
-                    return "directory"
-                if not stat.S_ISREG(found.st_mode) or file.md5 is None:
-                    return "other"
-                if file.size not in (None, found.st_size):
-                    return "other"
-                flags = os.O_RDONLY | _FOLLOW_NOTHING | os.O_NONBLOCK
-                descriptor = os.open(file.path.name, flags, dir_fd=directory)
-                with os.fdopen(descriptor, "rb", buffering=0) as opened:
-                    return "same" if has_md5(opened, file.md5, stopped) else "other"
+            directory = self._enter(file.path, make=False)
+            found = os.stat(file.path.name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                return "directory"
+            if not stat.S_ISREG(found.st_mode) or file.md5 is None:
+                return "other"
+            if file.size not in (None, found.st_size):
+                return "other"
+            flags = os.O_RDONLY | _FOLLOW_NOTHING | os.O_NONBLOCK
+            descriptor = os.open(file.path.name, flags, dir_fd=directory)
+            with os.fdopen(descriptor, "rb", buffering=0) as opened:
+                return "same" if has_md5(opened, file.md5, stopped) else "other"
         except FileNotFoundError:
             return "nothing"
         except OSError as error:
@@ -323,44 +356,55 @@ class _Target:
         digest = hashlib.sha256(f"{file.path}\n{file.md5}".encode()).hexdigest()
         name = f".registry-{digest[:32]}.part"
         try:
-            with self._parent(file.path, make=True) as directory:
-                flags = os.O_RDWR | os.O_CREAT | _FOLLOW_NOTHING
-                descriptor = os.open(name, flags, 0o666, dir_fd=directory)
-                part = _Part(file, directory, name, descriptor)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield part
-                finally:
-                    part.close()
+            directory = self._enter(file.path, make=True)
+            flags = os.O_RDWR | os.O_CREAT | _FOLLOW_NOTHING
+            descriptor = os.open(name, flags, 0o666, dir_fd=directory)
+            part = _Part(file, directory, name, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not part.begin():
+                    problem = f"{name} beside it is not a file of its own: remove that"
+                    raise FileInTheWay(str(self._path / file.path), problem)
+                yield part
+            finally:
+                part.close()
         except BlockingIOError:
             problem = "another download of it is under way"
             raise FileInTheWay(str(self._path / file.path), problem) from None
         except OSError as error:
             raise TargetUnusable(str(self._path), error.strerror or "I/O error") from None
 
-    @contextmanager
-    def _parent(self, path: RelPath, *, make: bool) -> Iterator[int]:
-        """The directory that holds the path, walked to part by part."""
-        directory = os.dup(self._descriptor)
-        try:
-            for part in path.parent.split("/") if path.parent else ():
-                try:
-                    below = self._below(path, part, directory)
-                except FileNotFoundError:
-                    if not make:
-                        raise
-                    with suppress(FileExistsError):  # another thread is faster
-                        os.mkdir(part, dir_fd=directory)
-                    below = self._below(path, part, directory)
-                os.close(directory)
-                directory = below
-            yield directory
-        finally:
-            os.close(directory)
+    def _enter(self, path: RelPath, *, make: bool) -> int:
+        """The directory that holds the path, walked to part by part; good until the next one."""
+        parent = path.parent
+        if parent == self._where:
+            return self._here
+        self._leave()
+        self._where = None  # until it has got there
+        for part in parent.split("/") if parent else ():
+            try:
+                below = self._below(path, part)
+            except FileNotFoundError:
+                if not make:
+                    raise
+                with suppress(FileExistsError):  # another thread is faster
+                    os.mkdir(part, dir_fd=self._here)
+                below = self._below(path, part)
+            if self._here != self._root:
+                os.close(self._here)
+            self._here = below
+        self._where = parent
+        return self._here
 
-    def _below(self, path: RelPath, part: str, directory: int) -> int:
+    def _leave(self) -> None:
+        """Goes back to the root, from wherever it got to."""
+        if self._here != self._root:
+            os.close(self._here)
+        self._here, self._where = self._root, RelPath.ROOT
+
+    def _below(self, path: RelPath, part: str) -> int:
         try:
-            return os.open(part, os.O_DIRECTORY | _FOLLOW_NOTHING, dir_fd=directory)
+            return os.open(part, os.O_DIRECTORY | _FOLLOW_NOTHING, dir_fd=self._here)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 problem = f"{part!r} in the target is a file or a symbolic link"
@@ -433,6 +477,7 @@ class _Part:
         self._directory = directory
         self._name = name
         self._descriptor = descriptor
+        self._left = 0
         self._digest = _Digest()
 
     def close(self) -> None:
@@ -440,11 +485,19 @@ class _Part:
         self._digest.hexdigest()
         os.close(self._descriptor)
 
+    def begin(self) -> bool:
+        """Whether what is written to it is written nowhere else: it may have been there before."""
+        found = os.fstat(self._descriptor)
+        self._left = found.st_size
+        return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
     def resume(self) -> int:
         """Goes on with what an earlier download left, if its end can be checked: so many bytes."""
-        left = os.fstat(self._descriptor).st_size
+        left = self._left
+        if not left:
+            return 0
         size = left if self._file.size is None else self._file.size
-        if left and (self._file.md5 is None or left > size):
+        if self._file.md5 is None or left > size:
             self.clear()
             return 0
         while chunk := os.read(self._descriptor, CHUNK):

@@ -399,6 +399,26 @@ def test_a_link_where_the_part_belongs_is_not_followed(download, store, tmp_path
     assert victim.read_text() == "precious"
 
 
+def test_what_else_has_the_name_of_the_part_is_not_written_to(download, store, tmp_path) -> None:
+    """A second name of another file, or a pipe whose reader would never come."""
+    model = wanted("model.pkl", FILES["model.pkl"])
+    store.breaks[served("model.pkl")] = [0] * 20
+    with pytest.raises(StorageUnavailable):
+        download(model)
+    store.breaks.clear()
+    (part,) = parts(tmp_path / "out")
+    (tmp_path / "precious").write_bytes(b"precious")
+    for make in (lambda: os.link(tmp_path / "precious", part), lambda: os.mkfifo(part)):
+        part.unlink()
+        make()
+
+        with pytest.raises(FileInTheWay):
+            download(model)
+
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert not (tmp_path / "out/model.pkl").exists()
+
+
 def test_the_target_itself_may_be_a_link(download, tmp_path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "real")

@@ -6,6 +6,7 @@ who asks for help waits for a database's library.
 What the exit codes mean stands in `failures`.
 """
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -90,6 +91,7 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point: a failure of ours is one line on stderr that says what to do."""
+    gc.set_threshold(50_000)  # what is imported is no garbage
     color = False if os.environ.get("NO_COLOR") else None
     try:
         cli(color=color)
@@ -99,3 +101,5 @@ def main() -> None:
         line = f"{click.style('Error:', fg='red')} {failures.line_of(error)}"
         click.echo(line, err=True, color=color)
         sys.exit(failures.code_of(error))
+    finally:
+        gc.freeze()  # nobody needs what is left to be searched for garbage

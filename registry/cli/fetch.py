@@ -144,8 +144,7 @@ def get(
         receipts = [what.receipt.as_json() if what.receipt else None for what, _ in found]
         print_json({"files": [str(path) for path in paths], "receipts": receipts})
         return
-    for path in paths:
-        click.echo(str(path))
+    click.echo("\n".join(str(path) for path in paths))
 
 
 @click.command()

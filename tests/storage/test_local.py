@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry import storage
 from registry.domain import Entry, RelPath
 from registry.errors import StorageUnavailable
 from registry.storage import Origin, Reader
@@ -18,8 +19,12 @@ NOW = datetime(2025, 3, 4, 5, 6, 7, tzinfo=timezone.utc)
 CONTENT = bytes(range(256)) * 4
 
 
-@pytest.fixture
-def reader():
+@pytest.fixture(params=["by descriptors", "by paths"])
+def reader(request, monkeypatch):
+    """On Linux, and where a system does not tell what a descriptor holds."""
+    if request.param == "by paths":
+        monkeypatch.setattr(storage, "_DESCRIPTORS", "")
+        monkeypatch.setattr(storage, "_AS_NAMED", os.O_NOFOLLOW)
     return Reader()
 
 
