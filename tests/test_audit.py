@@ -201,7 +201,8 @@ def test_a_clock_that_is_set_back_does_not_break_the_order(log, clock) -> None:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(text=st.text(st.characters(codec=None, exclude_categories=[]), max_size=50))
 def test_whatever_a_client_says_can_be_written_and_verified(tmp_path_factory, text) -> None:

@@ -400,7 +400,7 @@ def wait_until(process, ready, log: Path):
 
 def get(url: str, **headers: str) -> bytes:
     request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         body: bytes = response.read()
         return body
 

@@ -120,7 +120,8 @@ pushes = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(KINDS)), max
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(pushes, min_size=2, max_size=5), st.data())
 def test_an_index_made_from_the_last_one_says_what_git_says(template, steps, data) -> None:

@@ -137,7 +137,7 @@ class Victim:
     def say(self, data: bytes) -> bytes:
         """All that it answers to these bytes on one connection, until it or we have had enough."""
         url = urlsplit(self.service.url)
-        with socket.create_connection((url.hostname, url.port), timeout=3) as connection:
+        with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
             received = b""
             try:
                 connection.sendall(data)

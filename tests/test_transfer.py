@@ -498,12 +498,12 @@ def test_two_downloads_of_one_file_do_not_mix(download, store, tmp_path, connect
     store.hang = True
     first = threading.Thread(target=lambda: download(model))
     first.start()
-    assert store.hung.wait(10)
+    assert store.hung.wait(60)
 
     with pytest.raises(FileInTheWay, match="under way"):
         download(model)
 
     store.hang = False
     store.release.set()
-    first.join(30)
+    first.join(60)
     assert (tmp_path / "out/model.pkl").read_bytes() == FILES["model.pkl"]

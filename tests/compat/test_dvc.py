@@ -274,7 +274,7 @@ def test_the_library_of_dvc_studio_is_given_links_that_download(published, tmp_p
 
     got = {}
     for path, link in links.items():
-        with closing(urlopen(link, timeout=10)) as answer:
+        with closing(urlopen(link, timeout=60)) as answer:
             got[path] = answer.read()
     assert got == part(contents("v1.0.0"), "tokens")
 

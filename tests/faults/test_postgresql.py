@@ -168,7 +168,7 @@ def test_a_restart_under_load_fails_no_request_and_revocations_hold_on_every_hos
         clients = [host.client(token["token"]) for host in watched]
         assert [client.ask(NAME).status for client in clients] == [200, 200]
         watched[0].service.command("token", "revoke", token["id"])
-        until(lambda: all(client.ask(NAME).status == 401 for client in clients), deadline=5)
+        until(lambda: all(client.ask(NAME).status == 401 for client in clients), deadline=GRACE / 2)
         load.more()
     # What was answered meanwhile is in the audit log: the observers have found it whole.
 

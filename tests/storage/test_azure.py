@@ -91,7 +91,7 @@ def query(link):
     return {name: values[0] for name, values in parse_qs(urlsplit(link).query).items()}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(blobs, versions, st.integers(1, 604_800), endpoints)
 def test_a_link_is_what_azures_library_signs(blob, version, lifetime, endpoint):
     expected = asked_of_azure(blob, version, lifetime, endpoint)
@@ -106,7 +106,7 @@ def test_a_link_is_what_azures_library_signs(blob, version, lifetime, endpoint):
     assert expected == link.partition("?")[2]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(blobs, versions, st.integers(1, 60_000))
 def test_a_delegated_link_is_what_azures_library_signs(blob, version, lifetime):
     signed = []
@@ -129,7 +129,7 @@ def test_a_delegated_link_is_what_azures_library_signs(blob, version, lifetime):
     assert theirs == ours
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(blobs, endpoints)
 def test_the_address_is_the_one_azures_library_reads_from(blob, endpoint):
     account = endpoint or "https://acct.blob.core.windows.net"

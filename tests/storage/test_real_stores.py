@@ -90,9 +90,9 @@ def fetch(url: str, method: str = "GET", trusted: Path | None = None, **headers:
     host = "127.0.0.1" if parts.hostname.endswith(".localhost") else parts.hostname
     if parts.scheme == "https":
         context = ssl.create_default_context(cafile=trusted)
-        connection = http.client.HTTPSConnection(host, parts.port, context=context, timeout=10)
+        connection = http.client.HTTPSConnection(host, parts.port, context=context, timeout=60)
     else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=10)
+        connection = http.client.HTTPConnection(host, parts.port, timeout=60)
     with closing(connection):
         target = parts.path + ("?" + parts.query if parts.query else "")
         body = b"changed" if method in ("PUT", "POST") else None

@@ -119,7 +119,7 @@ def query(link):
     return {name: values[0] for name, values in parse_qs(urlsplit(link).query).items()}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     key=odd_keys,
     bucket=st.sampled_from(BUCKETS),
@@ -164,7 +164,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("method", REQUESTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(key=odd_keys, endpoint=st.none() | st.sampled_from(ENDPOINTS), token=st.none() | odd_texts)
 def test_what_the_service_writes_is_signed_as_botocore_signs_it(*, method, key, endpoint, token):
     verb, parameters = REQUESTS[method]

@@ -125,7 +125,8 @@ segments = st.text("ab0.-/é", min_size=1, max_size=6).filter(
 
 
 @settings(
-    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(paths=st.lists(segments, max_size=12), limit=st.integers(1, 4))
 def test_pages_hold_together_what_a_slow_look_at_all_paths_finds(

@@ -38,7 +38,6 @@ KNOWN = {"repo": ["team/models"], "name": ["m", "local"], "version": ["", "v1.0.
 """Values that lead on, so that what comes after the first check is asked, too."""
 
 unhurried = settings(
-    deadline=None,
     max_examples=40,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -66,7 +66,6 @@ def schema(registry: Registry) -> Iterator[object]:
 
 
 @settings(
-    deadline=None,
     max_examples=200,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
