@@ -79,6 +79,8 @@ class DirectoryKeeper:
         self.parts: Parts | None = None
         self._root = Path("/", url.path)
         self._swept = False
+        # Whether the names of the directories that hold all objects are on the disk.
+        self._rooted = False
 
     def put(self, chunks: Iterable[bytes], suffix: str = "") -> Kept:
         """Writes an object: to a file beside it, which then gets its name."""
@@ -99,14 +101,18 @@ class DirectoryKeeper:
 
     def _name(self, file: Path, kept: Kept) -> None:
         target = self._root / object_key(kept.md5, legacy=False)
-        with suppress(FileNotFoundError):
-            if target.stat().st_size == kept.size:
-                return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.chmod(0o444)  # as DVC keeps objects
-        file.replace(target)
-        for directory in (target.parent, target.parent.parent):
-            _sync(directory)
+        if not _has(target, kept.size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.chmod(0o444)  # as DVC keeps objects
+            file.replace(target)
+        # Also for one that was there: whoever wrote it may not have come so far yet.
+        nearest, second, *above = target.relative_to(self._root).parents
+        for directory in (nearest, second, *([] if self._rooted else above)):
+            _sync(self._root / directory)
+        if not self._rooted:
+            with suppress(PermissionError):  # it is not ours
+                _sync(self._root.parent)
+            self._rooted = True
 
     def _sweep(self, uploads: Path) -> None:
         """Removes, once for a process, what was left by those that were killed."""
@@ -241,6 +247,12 @@ class _translated:  # noqa: N801 it reads as a function
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             problem = "there is no room left" if full else f"it cannot be written: {error.strerror}"
             raise StorageUnavailable(self._place, problem) from None
+
+
+def _has(file: Path, size: int) -> bool:
+    with suppress(FileNotFoundError):
+        return file.stat().st_size == size
+    return False
 
 
 def _sync(directory: Path) -> None:

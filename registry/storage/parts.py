@@ -188,7 +188,8 @@ def _old(listed: bytes, prefix: str, before: datetime) -> Iterator[tuple[str, st
         path, upload = _field(text, "Key"), _field(text, "UploadId")
         moment = _field(text, "Initiated" if kind == b"Upload" else "LastModified")
         with suppress(ValueError):
-            old = datetime.fromisoformat(moment) < before
+            # Python 3.10 does not know Z.
+            old = datetime.fromisoformat(moment.replace("Z", "+00:00")) < before
             if old and re.fullmatch(re.escape(prefix) + "[0-9a-f]{32}", path):
                 yield path, upload
 

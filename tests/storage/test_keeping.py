@@ -151,6 +151,25 @@ def test_the_same_bytes_are_one_object(place: Place) -> None:
     assert place.keys() == [key(b"same")]
 
 
+def test_every_name_on_the_way_to_an_object_outlives_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = set(), os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    root = tmp_path / "root"
+    for data in (b"a", b"a", b"b"):
+        synced.clear()
+        kept = keeper_of(root).put([data])
+        below = Path("root/files/md5", kept.md5[:2])
+
+        assert {(tmp_path / it).stat().st_ino for it in (below, *below.parents)} <= synced
+
+
 def test_an_object_is_nobodys_to_change(keeper: DirectoryKeeper, tmp_path: Path) -> None:
     keeper.put([b"x"])
 
