@@ -3,7 +3,7 @@
     python -m benchmarks.run [part ...]     the functions below that are in PARTS
 
 Without a part all of them are measured but `track`, which starts the server of another project and
-takes longer than all others together.
+takes longer than all others together, and `million`, which fills a PostgreSQL with 3 GB.
 
 Each figure is a ratio inside one run: both sides alternate, and the median of several rounds
 counts, so that a machine that gets slower in the middle slows both. No network but loopback.
@@ -31,6 +31,7 @@ from werkzeug.test import create_environ
 
 from benchmarks import client as downloads
 from benchmarks import load, signing, tracking
+from benchmarks import million as searches
 from benchmarks.world import World, bare_server, registry_server
 from registry.domain import Selector
 from registry.repository import Repository
@@ -443,13 +444,27 @@ def track(world: World) -> Iterator[Row]:
             yield Row("memory of tracking (PSS)", beside, held / their, "x", 0.5, False, note)
 
 
-PARTS = (sign, warm, unchanged, idle, cold, tags, directory, huge, client, track)
+def million(world: World) -> Iterator[Row]:
+    """Searches over a million runs in PostgreSQL."""
+    directory = world.directory / "million"
+    directory.mkdir()
+    for found in searches.searched(directory):
+        note = f"{found.longest * 1e3:.0f} ms at worst"
+        if found.third:
+            note += f", the third page {found.third * 1e3:.0f} ms"
+        named = f"1,000,000 runs in PostgreSQL, {found.what}, the first page"
+        yield Row(named, "nothing", found.median * 1e3, " ms", 100, False, note)
+
+
+ALONE = (track, million)
+"""Parts that take long, or need much that is not there everywhere: only when they are named."""
+PARTS = (sign, warm, unchanged, idle, cold, tags, directory, huge, client, *ALONE)
 
 
 def main(words: list[str]) -> int:
     """Prints a row as soon as it is known. Exit code 1 when a bar is not reached."""
     begun, missed = time.monotonic(), False
-    wanted = [part for part in PARTS if part.__name__ in words or (not words and part != track)]
+    wanted = [part for part in PARTS if part.__name__ in words or (not words and part not in ALONE)]
     with tempfile.TemporaryDirectory(prefix="registry-bench-") as directory_of_all:
         world = World(Path(directory_of_all))
         try:

@@ -209,7 +209,9 @@ def theirs(directory: Path) -> Iterator[Side]:
         options = ("--host", host, "--port", str(port), "--workers", str(WORKERS))
         store = ("--backend-store-uri", f"sqlite:///{database}")
         store += ("--artifacts-destination", str(directory / "artifacts"))
-        return [str(program), "server", *options, *store]
+        # By default it ends its own workers when one is busy for 5 s, as with an ordered search.
+        patience = ("--uvicorn-opts", "--timeout-worker-healthcheck 600")
+        return [str(program), "server", *options, *store, *patience]
 
     with _running(Server(command, environ)) as server:
         _with_a_run(server, "")  # when it answers, its tables are there
