@@ -234,7 +234,7 @@ def _fitting(test: Test, number: int, embedded: bool) -> "sa.Select[Any]":
         if column is runs.c.id:
             return found.where(compared(column, asked, embedded))
         found = found.where(_mine(runs, embedded), _either())
-        if column in _LONG:
+        if column in _LONG and test.operator == "=":
             return _whole(found, column, test, number)
         return found.where(compared(column, asked, embedded))
     if test.kind == "dataset":
