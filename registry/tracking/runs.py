@@ -238,18 +238,17 @@ class Runs:
     def _log_metrics(self, connection: sa.Connection, run: Row, given: Sequence[Metric]) -> None:
         if not given:
             return
-        newest: dict[str, Metric] = {}
-        for metric in given:
-            known = newest.get(metric.key)
-            if known is None or metric.order > known.order:
-                newest[metric.key] = metric
         # In the order of keys, so that no two writers block each other for ever.
         ordered = sorted(given, key=lambda it: (it.key, it.timestamp, it.step))
         rows = [{"run": run.number, **_stored(metric)} for metric in ordered]
         self._statements.insert_metrics.write(connection, rows)
-        own = {"run": run.number, "experiment": run.experiment, "started": run.started}
-        rows = [{**own, **_stored(newest[key])} for key in sorted(newest)]
-        self._statements.renew.write(connection, rows)
+        newest: dict[str, tuple[Metric, dict[str, object]]] = {}
+        for metric, row in zip(ordered, rows, strict=True):
+            known = newest.get(metric.key)
+            if known is None or metric.order > known[0].order:
+                newest[metric.key] = metric, row
+        own = {"experiment": run.experiment, "started": run.started}
+        self._statements.renew.write(connection, [{**row, **own} for _, row in newest.values()])
 
     def _log_model_metrics(
         self, connection: sa.Connection, given: Sequence[tuple[str, ModelMetric]]
