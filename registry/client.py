@@ -69,8 +69,7 @@ class Service:
     """
 
     def __init__(self, url: str, token: str | None, connections: Connections) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        if not _is_web(url) or "@" in urlsplit(url).netloc:
             raise InvalidRequest(
                 "url", "the http(s) URL of a registry, such as https://registry.it"
             )
@@ -154,7 +153,7 @@ class Service:
         return found, answer.headers.get("X-Registry-Revision", "")
 
     def _link(self, url: object) -> str:
-        if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
+        if not _is_text(url) or not _is_web(url):
             raise NotARegistry(self.url, "it lists a link that is no http(s) URL")
         return url
 
@@ -298,6 +297,14 @@ def _said(body: bytes) -> tuple[str, str]:
     detail, code = (value.get(key) for key in ("detail", "code"))
     shown = _UNPRINTABLE.sub(" ", detail)[:500] if _is_text(detail) else ""
     return shown, code[:50] if _is_text(code) else ""
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as a bracket that is never closed
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

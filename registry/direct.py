@@ -70,7 +70,7 @@ class Place:
         if where and where.startswith("file://"):
             where = unquote(urlsplit(where).path)
         start = (directory / where if where else directory).absolute()
-        if not where or start.exists():
+        if not where or _is_there(start):
             found = _git_dir_above(start)
             if found is None:
                 raise RepositoryNotFound(str(start))
@@ -288,6 +288,13 @@ def _located(given: Given, grants: Grants) -> Iterator[tuple[Location, str, Entr
         prefix = f"{group.storage.path}/" if group.storage.path else ""
         for entry in group.entries:
             yield location, prefix + entry.key, entry
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a path, or in a directory that is not for this user
+        return False
 
 
 def _git_dir_above(path: Path) -> Path | None:

@@ -98,6 +98,19 @@ def _host_and_path(url: str) -> tuple[str, str]:
     return parts.hostname + shown, parts.path.lstrip("/")
 
 
+def without_credentials(spelling: str) -> str:
+    """The spelling of a repository without the user and the password of an http(s) URL.
+
+    >>> without_credentials("https://me:secret@git.example/team/models")
+    'https://git.example/team/models'
+    """
+    scheme, found, rest = spelling.partition("://")
+    authority, slash, path = rest.partition("/")
+    if not found or scheme.strip().lower() not in ("http", "https"):
+        return spelling
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
 class RelPath(str):
     """A path below the root of a repository, `/`-separated, safe to write below any directory.
 

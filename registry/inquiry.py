@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from registry.client import ReceiptLinks, Service
 from registry.connections import Connections, Proxies
-from registry.domain import Revision, Selector, canonical_repository
+from registry.domain import Revision, Selector, canonical_repository, without_credentials
 from registry.errors import InvalidReceipt, NotARegistry, NotFoundThere
 from registry.receipt import Receipt, ReceiptFile, Terms
 from registry.transfer import JOBS, Sources
@@ -164,7 +164,8 @@ def at(user: User, repository: str | None, connections: Connections) -> Iterator
     """
     is_path = not repository or repository.startswith(("/", ".", "~", "file:"))
     if user.service and user.token and repository and not is_path:
-        yield AtService(Service(user.service, user.token, connections), repository)
+        service = Service(user.service, user.token, connections)
+        yield AtService(service, without_credentials(repository))  # they are Git's alone
         return
     from registry.direct import Direct  # noqa: PLC0415
 

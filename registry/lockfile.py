@@ -80,7 +80,7 @@ def write(file: Path, locked: Iterable[Locked]) -> None:
                 temporary.flush()
                 os.fchmod(temporary.fileno(), 0o644)
                 os.replace(temporary.name, file)
-            except OSError:
+            except BaseException:  # Ctrl-C, too
                 os.unlink(temporary.name)
                 raise
     except OSError as error:

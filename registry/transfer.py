@@ -94,7 +94,7 @@ class Job:
         pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="download")
         try:
             missing = self._missing(pool, target, stopped)
-            self._make_room(missing)
+            self._make_room(missing, target)
             self._each(pool, target, missing, stopped, self._fetch)
         except BaseException as error:
             stopped.set()
@@ -161,8 +161,11 @@ class Job:
         for future in done:
             future.result()
 
-    def _make_room(self, missing: Collection[ReceiptFile]) -> None:
+    def _make_room(self, missing: Collection[ReceiptFile], target: "_Target") -> None:
         needed, free = sum(file.size or 0 for file in missing), disk_usage(self.target).free
+        if needed > free:
+            with target.walk() as walk:  # what an earlier run has left is there already
+                needed -= sum(walk.left(file) for file in missing)
         if needed > free:
             problem = f"{needed:,} bytes are needed, and {free:,} are free"
             raise TargetUnusable(str(self.target), problem)
@@ -353,8 +356,7 @@ class _Walk:
 
         Raises UnsafePath, FileInTheWay and TargetUnusable.
         """
-        digest = hashlib.sha256(f"{file.path}\n{file.md5}".encode()).hexdigest()
-        name = f".registry-{digest[:32]}.part"
+        name = _part_of(file)
         try:
             directory = self._enter(file.path, make=True)
             flags = os.O_RDWR | os.O_CREAT | _FOLLOW_NOTHING
@@ -373,6 +375,15 @@ class _Walk:
             raise FileInTheWay(str(self._path / file.path), problem) from None
         except OSError as error:
             raise TargetUnusable(str(self._path), error.strerror or "I/O error") from None
+
+    def left(self, file: ReceiptFile) -> int:
+        """How many bytes of a part there are to go on from. Raises UnsafePath."""
+        try:
+            directory = self._enter(file.path, make=False)
+            found = os.stat(_part_of(file), dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return 0
+        return found.st_size if file.md5 and found.st_size <= (file.size or 0) else 0
 
     def _enter(self, path: RelPath, *, make: bool) -> int:
         """The directory that holds the path, walked to part by part; good until the next one."""
@@ -410,6 +421,11 @@ class _Walk:
                 problem = f"{part!r} in the target is a file or a symbolic link"
                 raise UnsafePath(path, problem) from None
             raise
+
+
+def _part_of(file: ReceiptFile) -> str:
+    digest = hashlib.sha256(f"{file.path}\n{file.md5}".encode()).hexdigest()
+    return f".registry-{digest[:32]}.part"
 
 
 def has_md5(opened: io.RawIOBase, md5: str, stopped: threading.Event) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from gitrepo import GitRepository
 from gitserver import serve_http
+from gitserver import serve_http
 from rangeserver import RangeServer
 from service import Store, artifacts, digest, key, output, remote
 
@@ -248,6 +249,20 @@ def test_to_lock_again_replaces_the_answer_to_that_question_alone(run, origin, t
     ]  # fmt: skip
 
 
+def test_a_lock_file_keeps_no_password(run, origin, tmp_path) -> None:
+    """It is to be committed."""
+    origin.commit({".dvc/config": remote("https://store.example")})
+    origin.tag("m@v3.0.0")
+    with serve_http(origin.path.parent, "ada", "canary") as server:
+        url = f"http://ada:canary@127.0.0.1:{server.port}/{origin.path.name}"
+
+        done = run("lock", url, "m")
+
+    assert done.exit_code == 0, done.exception
+    assert "canary" not in (tmp_path / "registry.lock").read_text()
+    assert "canary" not in done.output
+
+
 def test_with_the_origin_down_what_is_locked_comes_from_the_cache(run, origin, tmp_path) -> None:
     store = tmp_path / "store"
     with RangeServer(
@@ -345,6 +360,27 @@ def test_a_failure_is_one_line_that_says_what_to_do(origin, arguments, code, say
     assert says in done.stderr
 
 
+def test_with_json_a_failure_is_json(origin) -> None:
+    done = python("show", origin.path, "nothing", "--json")
+
+    said = json.loads(done.stderr)
+    assert (said["exit_code"], done.returncode, done.stdout) == (3, 3, "")
+    assert "registry ls" in said["error"]
+
+
+def test_a_receipt_that_cannot_be_written_is_a_failure_of_one_line(origin, tmp_path) -> None:
+    out, receipt = tmp_path / "out", tmp_path / "nowhere/receipt.json"
+
+    done = python("get", origin.path, "m", "-o", out, "--receipt", receipt)
+
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1)
+    assert str(receipt) in done.stderr
+
+
+def test_a_repository_that_cannot_be_a_path_is_not_found() -> None:
+    assert python("show", "/" + "x" * 5000, "m").returncode == 3
+
+
 def test_colours_are_for_terminals_alone(origin) -> None:
     assert "\x1b" not in python("get", origin.path, "nothing", TERM="xterm-256color").stderr
 
@@ -423,6 +459,19 @@ def test_ctrl_c_does_not_wait_for_a_store_that_has_not_answered(tmp_path, origin
         _, errors = process.communicate(timeout=PATIENCE)
 
     assert (process.returncode, "Traceback" in errors) == (130, False)
+
+
+def test_ctrl_c_says_so_whatever_the_command(tmp_path) -> None:
+    with RangeServer({}) as web:
+        web.mute = True
+        command = [sys.executable, "-m", "registry", "ls", f"{web.url}/team/models"]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        assert web.hung.wait(PATIENCE)
+
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+
+    assert (process.returncode, errors) == (130, "Interrupted.\n")
 
 
 def until(ready) -> None:

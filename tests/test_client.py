@@ -26,7 +26,9 @@ from registry.errors import (
     UnsafePath,
     UnsignableThere,
 )
+from registry.inquiry import at
 from registry.receipt import Receipt, ReceiptFile
+from registry.user import User
 
 TOKEN = "reg_canary"
 M = Selector.parse("m", stage="prod")
@@ -253,6 +255,16 @@ def test_what_a_service_says_is_not_obeyed_by_a_terminal(server, service) -> Non
     assert len(str(raised.value)) < 600
 
 
+def test_the_password_of_a_repository_is_not_for_the_service(server, connections, tmp_path) -> None:
+    server.say(RESOLVE, 200, receipt().as_json())
+    user = User(tmp_path, tmp_path, server.url, TOKEN)
+
+    with at(user, "https://ada:canary@git.example/team/models", connections) as inquiry:
+        inquiry.find(M)
+
+    assert [query["repo"] for _, query, _ in server.asked] == [["https://git.example/team/models"]]
+
+
 def test_a_redirect_is_not_followed_with_the_token(server, service) -> None:
     server.say(RESOLVE, 302, b"", Location=f"{server.url}/elsewhere")
 
@@ -263,7 +275,15 @@ def test_a_redirect_is_not_followed_with_the_token(server, service) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["registry.example", "ftp://h", "https://", "https://user:pass@host", "file:///etc"]
+    "url",
+    [
+        "registry.example",
+        "ftp://h",
+        "https://",
+        "https://user:pass@host",
+        "file:///etc",
+        "http://[",
+    ],
 )
 def test_what_is_no_url_of_a_service_is_refused(connections, url) -> None:
     with pytest.raises(InvalidRequest):
@@ -342,6 +362,8 @@ def test_links_come_in_pages_and_fresh_ones_when_one_is_over(server, service, mo
         {"files": "x"},
         {"files": [{"url": "https://one.example"}]},
         {"files": [{"url": "file:///etc/passwd"}] * 2},
+        {"files": [{"url": "https://[store.example/"}] * 2},
+        {"files": [{"url": "https:///store.example"}] * 2},
         {"files": [{"url": None}] * 2},
         {"files": ["https://store.example"] * 2},
     ],

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rangeserver import RangeServer
@@ -478,6 +479,27 @@ def test_more_than_fits_on_the_disk_is_refused_before_anything_is_asked_for(
         download(wanted("model.pkl", FILES["model.pkl"], size=1 << 60))
 
     assert store.requests == []
+
+
+def test_what_an_earlier_run_left_needs_no_room_again(
+    download, store, tmp_path, monkeypatch
+) -> None:
+    model = wanted("model.pkl", FILES["model.pkl"])
+    store.breaks[served("model.pkl")] = [100_000, *[0] * 20]
+    with pytest.raises(StorageUnavailable):
+        download(model)
+    store.breaks.clear()
+    free = len(FILES["model.pkl"]) - 100_000
+    for short in (1, 0):
+        room = SimpleNamespace(free=free - short)
+        monkeypatch.setattr(transfer, "disk_usage", lambda _, room=room: room)
+        if short:
+            with pytest.raises(TargetUnusable, match="are free"):
+                download(model)
+
+    download(model)
+
+    assert on_disk(tmp_path / "out") == {"model.pkl": FILES["model.pkl"]}
 
 
 def test_a_disk_that_fills_up_leaves_no_file_and_no_part(download, tmp_path) -> None:

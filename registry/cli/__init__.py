@@ -7,6 +7,7 @@ What the exit codes mean stands in `failures`.
 """
 
 import gc
+import json
 import os
 import sys
 from importlib import import_module
@@ -77,6 +78,14 @@ class Verbs(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Does what the verb does. Ctrl-C is no failure of what was looked at."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Lists the verbs without importing them."""
         with formatter.section("Commands"):
@@ -90,7 +99,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The entry point: a failure of ours is one line on stderr that says what to do."""
+    """The entry point: a failure of ours is one line on stderr that says what to do. With --json it
+    is an object.
+    """
     gc.set_threshold(50_000)  # what is imported is no garbage
     color = False if os.environ.get("NO_COLOR") else None
     try:
@@ -98,8 +109,11 @@ def main() -> None:
     except RegistryError as error:
         from registry.cli import failures  # noqa: PLC0415
 
-        line = f"{click.style('Error:', fg='red')} {failures.line_of(error)}"
+        code, said = failures.code_of(error), failures.line_of(error)
+        line = f"{click.style('Error:', fg='red')} {said}"
+        if "--json" in sys.argv[1:]:
+            line = json.dumps({"error": said, "exit_code": code}, ensure_ascii=False)
         click.echo(line, err=True, color=color)
-        sys.exit(failures.code_of(error))
+        sys.exit(code)
     finally:
         gc.freeze()  # nobody needs what is left to be searched for garbage

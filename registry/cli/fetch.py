@@ -18,8 +18,8 @@ from registry import lockfile
 from registry.api import progress_bar
 from registry.cli.terminal import json_option, print_json, printable
 from registry.connections import Connections
-from registry.domain import RelPath, Selector, reject_conflicts
-from registry.errors import InvalidReceipt, InvalidRequest
+from registry.domain import RelPath, Selector, reject_conflicts, without_credentials
+from registry.errors import InvalidReceipt, InvalidRequest, TargetUnusable
 from registry.inquiry import Found, Inquiry, at, connections_of
 from registry.lockfile import Locked
 from registry.receipt import Receipt
@@ -210,7 +210,7 @@ def lock(repo: str, selectors: tuple[str, ...], lock_file: Path, as_json: bool) 
             found = inquiry.find(_selector(spelled))
             if found.receipt is None:
                 raise InvalidRequest("REGISTRY_URL", "this service gives no receipts to lock")
-            new.append(Locked(repo, found.receipt))
+            new.append(Locked(without_credentials(repo), found.receipt))
     lockfile.write(lock_file, [*known, *new])
     if as_json:
         print_json([{"repo": one.repo, "receipt": one.receipt.as_json()} for one in new])
@@ -315,7 +315,10 @@ def _selector(spelled: str) -> Selector:
 def _write_receipt(file: Path, found: Found) -> None:
     if found.receipt is None:
         raise InvalidRequest("--receipt", "this service gives no receipts")
-    file.write_bytes(bytes(found.receipt) + b"\n")
+    try:
+        file.write_bytes(bytes(found.receipt) + b"\n")
+    except OSError as error:
+        raise TargetUnusable(str(file), error.strerror or "I/O error") from None
 
 
 def _receipts(file: Path) -> list[Receipt]:

@@ -51,7 +51,8 @@ already is replaced only with `--force`.
 
 ## Exit codes
 
-A failure is one line on standard error that says what is wrong and what to do next.
+A failure is one line on standard error that says what is wrong and what to do next; with `--json` a
+JSON object of one line, `{"error": ..., "exit_code": ...}`.
 
 | code | meaning |
 |---|---|
