@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 from gitrepo import GitRepository
 from gitserver import serve_http
-from gitserver import serve_http
 from rangeserver import RangeServer
 from service import Store, artifacts, digest, key, output, remote
 
