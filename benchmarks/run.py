@@ -416,6 +416,9 @@ def client(world: World) -> Iterator[Row]:
             note = f"{pairs[0][0]:.1f} s and {pairs[0][1]:.1f} s; curl does not check the MD5"
             named = "`registry get` of one file of 1 GB, rate"
             yield Row(named, "curl", 1 / median_ratio(pairs), "x", 0.9, True, note)
+            pairs = alternated(lambda: made.ours("large"), lambda: made.checked("large"), 3)
+            note = f"{pairs[0][0]:.1f} s and {pairs[0][1]:.1f} s; both check the MD5"
+            yield Row(named, "curl, then md5sum", 1 / median_ratio(pairs), "x", 1, True, note)
     except downloads.NoStore as reason:
         yield Row("`registry get`", "DVC and curl", None, "x", 3, True, str(reason))
 

@@ -251,7 +251,8 @@ def verify(directory: Path, receipt_file: Path, as_json: bool) -> None:
         for path, problem in problems:
             click.echo(f"{path}: {problem}")
         if not problems:
-            click.echo(f"{count} files are as they should be.")
+            files = "1 file is as it" if count == 1 else f"{count} files are as they"
+            click.echo(f"{files} should be.")
     if problems:
         sys.exit(1)
 
