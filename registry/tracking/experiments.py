@@ -1,6 +1,8 @@
 """Experiments: created, found, renamed, tagged, deleted and restored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -17,7 +19,7 @@ from registry.tracking.records import Experiment, Page, View
 from registry.tracking.schema import experiment_tags as tags
 from registry.tracking.schema import experiments
 from registry.tracking.search import Asked, Condition, compared, holds, is_number
-from registry.tracking.store import Row, Store, Texts, texts_of
+from registry.tracking.store import Prepared, Row, Store, Texts
 
 _COLUMNS = {
     "id": experiments.c.id,
@@ -37,6 +39,8 @@ class Experiments:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._tags = Texts(store, tags, "experiment")
+        self._by_id = Prepared(store, _BY_ID)
+        self._page = lru_cache(32)(lambda *shape: Prepared(store, _query(*shape)))
 
     def create(
         self, name: str, artifact_location: str | None = None, tags: Mapping[str, str] | None = None
@@ -68,25 +72,25 @@ class Experiments:
             row = connection.execute(sa.select(experiments).where(condition)).one_or_none()
             if row is None:
                 raise ExperimentNotFound(spelled)
-            return _experiment(row, texts_of(connection, tags, "experiment", [row.id])[row.id])
+            return _experiment(row, self._tags.of(connection, [row.id])[row.id])
 
     def search(self, view: View, search: Search) -> Page[Experiment]:
         """Experiments that fit, by default the newest first. Raises InvalidRequest."""
         orders = [*(search.orders or _NEWEST), Order("attribute", "id", False)]
-        sorts = [pages.Sort(_COLUMNS[order.key], order.ascending) for order in orders]
         kinds = [str if order.key == "name" else int for order in orders]
         asked = pages.question("experiments", view, search.filters, orders)
-        query = sa.select(experiments).limit(search.limit + 1)
-        if view != "all":
-            query = query.where(experiments.c.deleted == (view == "deleted"))
-        for comparison in search.filters:
-            query = query.where(self._condition(comparison))
-        if search.page:
-            query = query.where(pages.behind(sorts, pages.place(asked, search.page, kinds)))
+        place = pages.place(asked, search.page, kinds) if search.page else ()
+        values = {f"place_{number}": value for number, value in enumerate(place)}
+        values["limit"] = search.limit + 1
+        shape = view, tuple(orders), bool(place)
         with self._store.reading() as connection:
-            rows = connection.execute(query.order_by(*(sort.ordered for sort in sorts))).all()
+            if search.filters:
+                conditions = map(self._condition, search.filters)
+                rows = connection.execute(_query(*shape).where(*conditions), values).all()
+            else:
+                rows = self._page(*shape)(connection, **values).all()
             found, more = rows[: search.limit], rows[search.limit :]
-            labels = texts_of(connection, tags, "experiment", [row.id for row in found])
+            labels = self._tags.of(connection, [row.id for row in found])
         following = ""
         if more:
             following = pages.token(asked, [getattr(found[-1], order.key) for order in orders])
@@ -158,7 +162,7 @@ class Experiments:
         """The row of an experiment that takes something new. Raises ExperimentNotFound, or
         ExperimentDeleted.
         """
-        row = connection.execute(_BY_ID, {"number": number}).one_or_none()
+        row = self._by_id(connection, number=number).one_or_none()
         if row is None:
             raise ExperimentNotFound(str(number))
         if row.deleted:
@@ -176,7 +180,24 @@ class Experiments:
         connection.execute(changed.values(updated=self._store.now, **values))
 
 
+def _query(view: View, orders: Sequence[Order], paged: bool) -> "sa.Select[Any]":
+    """A page of experiments, `limit` of them, behind `place_N` if it is not the first."""
+    sorts = [pages.Sort(_COLUMNS[order.key], order.ascending) for order in orders]
+    query = sa.select(experiments).limit(sa.bindparam("limit", type_=sa.Integer))
+    if view != "all":
+        query = query.where(
+            experiments.c.deleted == (sa.true() if view == "deleted" else sa.false())
+        )
+    if paged:
+        place = [
+            sa.bindparam(f"place_{number}", type_=sort.column.type)
+            for number, sort in enumerate(sorts)
+        ]
+        query = query.where(pages.behind(sorts, place))
+    return query.order_by(*(sort.ordered for sort in sorts))
+
+
 def _experiment(row: Row, labels: Mapping[str, str]) -> Experiment:
     return Experiment(
-        row.id, row.name, row.artifact_location, row.deleted, row.created, row.updated, labels
+        row.id, row.name, row.artifact_location, bool(row.deleted), row.created, row.updated, labels
     )

@@ -161,6 +161,10 @@ class Texts:
             index_elements=[owner, "key"], set_={"value": insert.excluded.value}
         )
         self._statement = Prepared(store, insert, (owner, "key", *of_owner, "value"))
+        column = table.c[owner]
+        query = sa.select(column, table.c.key, table.c.value).where(store.among(column, "numbers"))
+        self._read = Prepared(store, query.order_by(column, table.c.key))
+        self._listed = store.listed
 
     def write(
         self, connection: sa.Connection, number: int, values: Mapping[str, str], **of_owner: int
@@ -176,6 +180,14 @@ class Texts:
             for key, value in sorted(values.items())
         ]
         self._statement.write(connection, rows)
+
+    def of(self, connection: sa.Connection, numbers: Sequence[int]) -> dict[int, dict[str, str]]:
+        """Those of each owner: key -> value, in the order of keys."""
+        found: dict[int, dict[str, str]] = {number: {} for number in numbers}
+        if numbers:
+            for number, key, value in self._read(connection, numbers=self._listed(numbers)):
+                found[number][key] = value
+        return found
 
 
 def texts_of(
