@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """The Python API, imported when it is used: to import the package takes no time (PEP 562)."""
     if name in __all__:
-        from registry import api  # noqa: PLC0415
+        from registry import api  # noqa: PLC0415 as it says
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

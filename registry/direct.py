@@ -274,7 +274,7 @@ class StoreOrigins:
             entry.path: (location, path, entry) for location, path, entry in _located(given, grants)
         }
 
-    def origin(self, file: ReceiptFile, stale: Origin | None) -> Origin:  # noqa: ARG002
+    def origin(self, file: ReceiptFile, stale: Origin | None) -> Origin:  # noqa: ARG002 Source's
         """Where the file can be read now. Raises CredentialsUnavailable."""
         location, path, entry = self._located[file.path]
         now = datetime.fromtimestamp(self._clock(), timezone.utc)

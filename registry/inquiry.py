@@ -149,7 +149,7 @@ class InGit:
 
     def look(self, what: str, query: Mapping[str, str]) -> Json:
         """The same as a service would answer."""
-        from registry import told  # noqa: PLC0415
+        from registry import told  # noqa: PLC0415 a service knows it itself
 
         name, _, route = what.removeprefix("/").partition("/")
         answer = told.ROUTES[f"/{route}" if route else "/" if name else ""]
@@ -167,7 +167,7 @@ def at(user: User, repository: str | None, connections: Connections) -> Iterator
         service = Service(user.service, user.token, connections)
         yield AtService(service, without_credentials(repository))  # they are Git's alone
         return
-    from registry.direct import Direct  # noqa: PLC0415
+    from registry.direct import Direct  # noqa: PLC0415 with a service nobody needs it
 
     with Direct(user, repository) as direct:
         yield InGit(direct)

@@ -103,6 +103,26 @@ class Receipt:
         """The artifact's full name."""
         return str(self.selector.artifact)
 
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """What people are told of it, by name: whatever there is to say in a line."""
+        ((parameter, value),) = self.selector.asked.items()
+        size = "unknown size" if self.total_size is None else f"{self.total_size:,} bytes"
+        facts: tuple[tuple[str, str | None], ...] = (
+            ("artifact", f"{self.name} of {self.repository}"),
+            ("asked", f"{parameter}={value}"),
+            ("version", self.version),
+            ("revision", self.revision),
+            ("tag", self.tag),
+            ("type", self.type),
+            ("labels", ", ".join(self.labels)),
+            ("path", str(self.path)),
+            ("files", f"{len(self.files):,}, {size}"),
+            ("receipt", self.digest),
+        )
+        for name, fact in facts:
+            if fact:
+                yield name, fact
+
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the canonical bytes without the digest, in hexadecimal digits."""

@@ -59,7 +59,7 @@ class Logger(gunicorn.glogging.Logger):  # type: ignore[misc]
 def on_starting(_: object) -> None:
     """Imports what every worker needs, once and before any is forked: they share its memory."""
     import registry.services  # noqa: PLC0415 not for whoever reads only the settings
-    import registry.web  # noqa: F401, PLC0415
+    import registry.web  # noqa: F401, PLC0415 the same
 
     gc.collect()
     gc.freeze()  # a collection writes to every object it looks at, and what is written is copied

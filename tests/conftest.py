@@ -138,3 +138,12 @@ def postgresql(servers_directory: Path) -> Iterator[postgresql_server.PostgreSQL
     """PostgreSQL, for databases that several hosts share."""
     with postgresql_server.start(_own(servers_directory, "postgresql")) as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database."""
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgresql").create_database()
+        return url
+    return f"sqlite:///{tmp_path / 'registry.db'}"

@@ -6,6 +6,7 @@ from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from gitrepo import GitRepository
@@ -15,6 +16,9 @@ from registry.dvc.manifest import object_key
 from registry.services import Services
 from registry.settings import Settings
 from registry.web import create_app
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 NOW = 1_800_000_000
 """2027-01-15T08:00:00Z, where the clock of every registry in tests stands until it is moved."""
@@ -106,6 +110,16 @@ class Registry:
     def places(self, name: str = "m", **query: str) -> dict[str, str]:
         """The same, path -> place: where each link points to, as DVC would spell it."""
         return {path: place(link) for path, link in self.links(name, **query).items()}
+
+    def whole(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> list[bytes]:
+        """The service for a client that knows WSGI, and neither reads answers to their end nor
+        closes them, which servers do.
+        """
+        answer = self.app(environ, start_response)
+        try:
+            return list(answer)
+        finally:
+            answer.close()
 
     def download(self, link: str, method: str = "GET", **headers: str) -> TestResponse:
         """What the gateway answers to a link of its own. No token is sent."""

@@ -31,14 +31,6 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgresql":
-        url: str = request.getfixturevalue("postgresql").create_database()
-        return url
-    return f"sqlite:///{tmp_path / 'registry.db'}"
-
-
 @pytest.fixture
 def make(database: str, clock: Clock) -> Iterator[Callable[..., Access]]:
     opened = []

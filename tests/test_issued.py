@@ -15,14 +15,6 @@ REVISION = Revision("a" * 40)
 M = ArtifactName.parse("path/to:m")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
-def database(request, tmp_path) -> str:
-    if request.param == "postgresql":
-        url: str = request.getfixturevalue("postgresql").create_database()
-        return url
-    return f"sqlite:///{tmp_path / 'registry.db'}"
-
-
 @pytest.fixture
 def issued(database) -> Iterator[Issued]:
     with closing(Issued(database)) as made:

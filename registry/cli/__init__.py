@@ -107,7 +107,7 @@ def main() -> None:
     try:
         cli(color=color)
     except RegistryError as error:
-        from registry.cli import failures  # noqa: PLC0415
+        from registry.cli import failures  # noqa: PLC0415 mostly there are none
 
         code, said = failures.code_of(error), failures.line_of(error)
         line = f"{click.style('Error:', fg='red')} {said}"

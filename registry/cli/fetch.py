@@ -165,8 +165,8 @@ def show(repo: str, name: str, version: str | None, stage: str | None, as_json: 
         files = [{"md5": it.md5, "path": it.path, "size": it.size} for it in found.files]
         print_json({"files": files, "name": name, "revision": found.revision or None})
         return
-    for key, fact in _facts(receipt):
-        click.echo(f"{key:<12}{fact}")
+    for name_of, fact in receipt.facts():
+        click.echo(f"{name_of:<12}{printable(fact)}")
 
 
 @click.command()
@@ -351,23 +351,3 @@ def _md5_of(directory: Path, path: RelPath, expected: str | None) -> str | None:
         if expected is None:
             return ""
         return expected if has_md5(opened, expected, threading.Event()) else "another"
-
-
-def _facts(receipt: Receipt) -> Iterator[tuple[str, str]]:
-    ((parameter, value),) = receipt.selector.asked.items()
-    size = "unknown size" if receipt.total_size is None else f"{receipt.total_size:,} bytes"
-    facts: tuple[tuple[str, str | None], ...] = (
-        ("artifact", f"{receipt.name} of {receipt.repository}"),
-        ("asked", f"{parameter}={value}"),
-        ("version", receipt.version),
-        ("revision", receipt.revision),
-        ("tag", receipt.tag),
-        ("type", receipt.type),
-        ("labels", ", ".join(receipt.labels)),
-        ("path", str(receipt.path)),
-        ("files", f"{len(receipt.files):,}, {size}"),
-        ("receipt", receipt.digest),
-    )
-    for key, fact in facts:
-        if fact:
-            yield key, printable(fact)

@@ -31,6 +31,6 @@ class LocalSigner:
             expires, lambda path, entry: gateway.link(StorageUrl("file", "", path), entry, expires)
         )
 
-    def origin(self, path: str, entry: Entry, now: datetime) -> Origin:  # noqa: ARG002
+    def origin(self, path: str, entry: Entry, now: datetime) -> Origin:  # noqa: ARG002 a Signer's
         """The file itself; the Reader refuses it when it lies outside of the root."""
         return Origin(f"file:///{path}", root=self._root)

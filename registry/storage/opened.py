@@ -52,7 +52,7 @@ class OpenedSigner:
         gateway = self._gateway
         return Links(expires, lambda path, entry: gateway.link(self._place(path), entry, expires))
 
-    def origin(self, path: str, entry: Entry, now: datetime) -> Origin:  # noqa: ARG002
+    def origin(self, path: str, entry: Entry, now: datetime) -> Origin:  # noqa: ARG002 a Signer's
         """The object, to be opened when it is read."""
 
         def start(byte_range: str | None, method: str) -> Stream | None:

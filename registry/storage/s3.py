@@ -104,8 +104,8 @@ def chain_credentials(profile: str | None = None) -> Callable[[datetime], Creden
 
 def chain_region(profile: str | None = None) -> str | None:
     """The region that the user's files say, None when they say none."""
-    import boto3  # noqa: PLC0415
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    import boto3  # noqa: PLC0415 it weighs tens of megabytes
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 it too
 
     try:
         region: str | None = boto3.Session(profile_name=profile).region_name

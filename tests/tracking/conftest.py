@@ -1,7 +1,6 @@
 """Tracking over each database that it is promised for."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,15 +16,6 @@ class Clock:
     def __call__(self) -> float:
         self.now += 1
         return self.now
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "postgresql":
-        url: str = request.getfixturevalue("postgresql").create_database()
-        return url
-    return f"sqlite:///{tmp_path / 'registry.db'}"
 
 
 @pytest.fixture

@@ -74,16 +74,8 @@ def schema(registry):
 
     token = registry.token(scopes=SCOPES)
 
-    def server(environ, start_response) -> list[bytes]:
-        """Reads an answer to its end and closes it, which schemathesis leaves to a server."""
-        answer = registry.app(environ, start_response)
-        try:
-            return list(answer)
-        finally:
-            answer.close()
-
     return schemathesis.openapi.from_wsgi(
-        DOCUMENT, server, headers={"Authorization": f"Bearer {token}"}
+        DOCUMENT, registry.whole, headers={"Authorization": f"Bearer {token}"}
     )
 
 

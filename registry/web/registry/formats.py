@@ -19,23 +19,8 @@ FEW = 20
 
 def plain(receipt: Receipt) -> Iterator[str]:
     """A receipt for people, a line for each fact."""
-    ((parameter, value),) = receipt.selector.asked.items()
-    size = "unknown size" if receipt.total_size is None else f"{receipt.total_size:,} bytes"
-    facts = [
-        ("artifact", f"{receipt.name} of {receipt.repository}"),
-        ("asked", f"{parameter}={value}"),
-        ("version", receipt.version),
-        ("revision", receipt.revision),
-        ("tag", receipt.tag),
-        ("type", receipt.type),
-        ("labels", ", ".join(receipt.labels)),
-        ("path", str(receipt.path)),
-        ("files", f"{len(receipt.files):,}, {size}"),
-        ("receipt", receipt.digest),
-    ]
-    for name, fact in facts:
-        if fact:
-            yield f"{name:<9} {printable(fact)}\n"
+    for name, fact in receipt.facts():
+        yield f"{name:<9} {printable(fact)}\n"
     for line in (receipt.description or "").splitlines():
         yield f"    {printable(line)}\n"
     yield "\n"

@@ -52,16 +52,9 @@ MESSAGES = st.dictionaries(FIELDS, VALUES, max_size=6)
 def schema(registry: Registry) -> Iterator[object]:
     """What schemathesis reads from the running service."""
 
-    def server(environ, start_response) -> list[bytes]:
-        answer = registry.app(environ, start_response)
-        try:
-            return list(answer)
-        finally:
-            answer.close()
-
     token = registry.token(scopes=SCOPES)
     return schemathesis.openapi.from_wsgi(
-        "/api/openapi.json", server, headers={"Authorization": f"Bearer {token}"}
+        "/api/openapi.json", registry.whole, headers={"Authorization": f"Bearer {token}"}
     )
 
 
