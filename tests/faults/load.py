@@ -45,7 +45,7 @@ class Load:
         while not self._over.is_set():
             try:
                 connection = Connection(url, timeout=self._patience)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # it ends meanwhile
                 with self._lock:
                     self.refused += 1
                 self._over.wait(0.01)

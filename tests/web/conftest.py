@@ -17,6 +17,12 @@ Serve = Callable[..., Registry]
 S3 = [{"url": "s3://bucket/dvc", "repositories": ["*"], **S3_KEYS}]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine clones the source of an import in more than a second."""
+    monkeypatch.setattr("registry.catalog.IMPORT_WAIT", 30.0)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A DVC remote in a directory, which is granted to nobody yet."""
