@@ -65,7 +65,7 @@ class Answer:
 class Service:
     """The registry at `url`, for whoever holds `token`. Safe to share between threads.
 
-    Raises InvalidRequest for a URL that cannot be one.
+    Raises InvalidRequest for a URL or a token that cannot be one.
     """
 
     def __init__(self, url: str, token: str | None, connections: Connections) -> None:
@@ -77,6 +77,9 @@ class Service:
         self.connections = connections
         self._headers = {"User-Agent": AGENT, "Accept": "application/json"}
         if token:
+            # It would be quoted by whoever finds that it cannot be sent.
+            if not re.fullmatch(r"[!-~]+", token):
+                raise InvalidRequest("token", "it holds a space, a line end or what is not ASCII")
             self._headers["Authorization"] = f"token {token}"
 
     def __repr__(self) -> str:

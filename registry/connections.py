@@ -29,6 +29,7 @@ _REFUSALS = (400, 401, 403, 410)
 _LATER = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 60.0
 _PROBLEMS = (
+    (urllib3.exceptions.ProxySchemeUnknown, "its proxy is to be http or https, and is neither"),
     (urllib3.exceptions.NameResolutionError, "its host name cannot be resolved"),
     (urllib3.exceptions.NewConnectionError, "it cannot be reached"),  # which is a TimeoutError, too
     (urllib3.exceptions.TimeoutError, "it does not answer in time"),

@@ -50,7 +50,7 @@ class User:
             directory=Path.cwd(),
             cache=Path(cache).absolute(),
             service=first("REGISTRY_URL", "DVC_STUDIO_URL"),
-            token=first("REGISTRY_TOKEN", "DVC_STUDIO_TOKEN"),
+            token=(first("REGISTRY_TOKEN", "DVC_STUDIO_TOKEN") or "").strip() or None,
             dvc_configs=(Path(every, "config"), Path(theirs, "config")),
             s3_endpoint=first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
             s3_region=first("AWS_REGION", "AWS_DEFAULT_REGION"),

@@ -290,6 +290,27 @@ def test_what_is_no_url_of_a_service_is_refused(connections, url) -> None:
         Service(url, TOKEN, connections)
 
 
+@pytest.mark.parametrize("token", ["can\nary", "can…ary", "can ary", "can\x00ary"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_quoted(connections, token) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Service("http://127.0.0.1:1", token, connections)
+
+    assert "ary" not in str(refused.value)
+
+
+def test_a_secret_that_ends_with_a_line_end_is_a_token_still() -> None:
+    """As secrets from files do."""
+    assert User.load({"REGISTRY_TOKEN": f"{TOKEN}\n"}).token == TOKEN
+
+
+def test_a_proxy_that_is_not_spoken_to_is_what_is_wrong(monkeypatch) -> None:
+    monkeypatch.setattr(client, "_SHORTEST_PAUSE", 0.001)  # seconds that tests need not wait
+    made = Connections(1, Proxies({"all": "socks5://127.0.0.1:1"}))
+
+    with pytest.raises(ServiceUnavailable, match="proxy"):
+        Service("http://127.0.0.1:1", TOKEN, made).receipt("r", M)
+
+
 def test_a_service_may_live_below_a_path(server, connections) -> None:
     server.say(f"/sub{RESOLVE}", 200, given(receipt()))
 

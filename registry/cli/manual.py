@@ -30,7 +30,7 @@ $ registry verify /srv/models --receipt registry.lock
 
 A file is in its place whole and checked against its MD5, or not at all. What breaks off is gone on
 with by the next run. Nothing outside of the target is written, and another file that is there
-already is replaced only with `--force`.
+already is replaced only with `--force`. It runs on Linux and macOS, and in Windows' WSL.
 
 ## Environment
 
