@@ -87,7 +87,7 @@ class Filesystem:
                 try:
                     file.seek(first)
                     part = file.read(min(length, _CHUNK))
-                except Exception as error:
+                except Exception as error:  # every library has its own
                     raise self._failed(path, error) from None
                 if not part:
                     raise StorageUnavailable(self._shown(path), "it became shorter")
@@ -107,7 +107,7 @@ class Filesystem:
                 return question(system or self._connected())
             except FileNotFoundError:
                 return None
-            except Exception as error:
+            except Exception as error:  # every library has its own
                 with self._lock:
                     self._opened = None
                 if system is None:
