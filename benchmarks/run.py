@@ -335,7 +335,7 @@ def huge(world: World) -> Iterator[Row]:
             calm = load.apply(ours.port, request, seconds=2)
             process = fetch(ours.port)
             busy = load.apply(
-                ours.port, request, seconds=60, until=lambda p=process: p.poll() is not None
+                ours.port, request, seconds=8, until=lambda p=process: p.poll() is not None
             )
             firsts.append(finished(process)["first"])
             ratios.append(busy.percentile(0.99) / calm.percentile(0.99))

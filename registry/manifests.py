@@ -142,12 +142,21 @@ class Manifests:
             except ObjectTooLarge as error:
                 if not stack.enter_context(self._room.taken(error.size, deadline)):
                     raise ManifestNotReady(str(url)) from None
+                _give_back()
                 data = read(LARGEST_MANIFEST)
             if data is None:
                 return None
             listing = parse(data)
             del data  # before the list is written and opened: it may be a tenth of a gigabyte
             return (_write(file, listing) and _open(file)) or listing
+
+
+def _give_back() -> None:
+    """Gives the system what is free: what one long list left is not added to the next one."""
+    import ctypes  # noqa: PLC0415 only where there are long lists
+
+    with suppress(OSError, AttributeError):  # it is glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Room:

@@ -125,8 +125,10 @@ _ORPHANED = 2
 """Seconds beyond its limit after which a git ends that nobody is left to end: its origin may be
 silent for ever, and whoever started it may have been killed.
 """
-_POLITE = ("nice", "-n", "10")
-"""Before a git that fetches: five hundred clones must leave the processors to who answers."""
+_POLITE, _MEEK = ("nice", "-n", "10"), ("nice", "-n", "19")
+"""Before a git that fetches, and before all that a clone takes: five hundred of them must leave the
+processors to who answers.
+"""
 _PREFIX = ("env", *(word for name in _UNSET for word in ("-u", name)))
 _REASONS = {
     "could not read (Username|Password)": "it asks for credentials, or refuses those configured",
@@ -167,16 +169,18 @@ class Commands:
         self.git_dir = git_dir
         self._origin = origin
         self._objects: Path | None = None
+        self._meek = False
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
 
-    def at(self, git_dir: Path, objects: Path | None = None) -> "Commands":
-        """The same on another mirror of the origin, with `objects` elsewhere if that is said;
-        stopping one stops both.
+    def at(self, git_dir: Path, objects: Path | None = None, *, meek: bool = False) -> "Commands":
+        """The same on another mirror of the origin, with `objects` elsewhere if that is said, and
+        after everything else if it is `meek`; stopping one stops both.
         """
         other = copy(self)
         other.git_dir = git_dir
         other._objects = objects
+        other._meek = meek
         return other
 
     def read(self, *command: str, limit: float, given: bytes = b"") -> bytes:
@@ -216,13 +220,12 @@ class Commands:
 
         Its children keep `lock` open, and so locked, even when this process is killed.
         """
-        bounded = _bounded(limit + _ORPHANED)
         child = self._start(
             (*command, "--", self._origin.url, *refspecs),
             self._origin.config,
             {**self._origin.environment, "GIT_ALLOW_PROTOCOL": self._origin.protocol},
             theirs=_PERSONAL if self._origin.personal else frozenset(),
-            before=bounded if lock is None else (*_POLITE, *bounded),
+            before=_bounded(limit + _ORPHANED),
             keep=() if lock is None else (lock,),
         )
         return self._finish(child, limit)
@@ -253,7 +256,8 @@ class Commands:
         for number, (key, value) in enumerate(settings.items()):
             counted |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         objects = (f"GIT_OBJECT_DIRECTORY={self._objects}",) if self._objects else ()
-        git = (*_PREFIX, *objects, *before, "git")
+        polite = _MEEK if self._meek else _POLITE if keep else ()
+        git = (*_PREFIX, *objects, *polite, *before, "git")
         git += (f"--git-dir={self.git_dir}", "--literal-pathspecs")
         try:
             return Git("/").execute(

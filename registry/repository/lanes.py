@@ -8,6 +8,7 @@ An origin that begins to hang holds up a thread of the first lane once, for BRIS
 thousand repositories that are cloned hold up nobody who is known.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,8 +30,10 @@ class Lane(Enum):
     SLOW = "slow"
 
 
-_WIDTHS = {Lane.WELL: 16, Lane.NEW: 4, Lane.SLOW: 4}
-"""How many repositories are looked at at the same time."""
+_WIDTHS = {Lane.WELL: 16, Lane.NEW: min(4, max(2, os.cpu_count() or 1)), Lane.SLOW: 4}
+"""How many repositories are looked at at the same time. Clones of what is near keep processors busy
+that others want, and more of them at once are done no sooner.
+"""
 
 
 class Lanes:

@@ -171,10 +171,10 @@ class Mirror:
             return None
         return data if digest_of(data) == state.tags else None
 
-    def look(self, limit: float) -> bytes:
+    def look(self, limit: float, *, meek: bool = False) -> bytes:
         """The refs of the origin, as it lists them. Raises GitFailed."""
         # Away from the mirror, which may be damaged: that is for `update` to find out.
-        nowhere = self.commands.at(self._directory / "nowhere.git")
+        nowhere = self.commands.at(self._directory / "nowhere.git", meek=meek)
         listing = nowhere.ask_origin("ls-remote", "--heads", "--tags", "--refs", limit=limit)
         self._believe(bool(listing))
         return listing
@@ -194,7 +194,7 @@ class Mirror:
         last, state = self._last_state(), self.state()
         if state and damaged is not None and state.cloned <= damaged:
             state = None
-        listing = self.look(limit)
+        listing = self.look(limit, meek=state is None)
         digest = digest_of(b"frozen\n" * self._frozen + listing)
         known = self.refs(last) if last else None
         # What was replaced is there until nothing more is wanted from it.
@@ -382,7 +382,7 @@ class Mirror:
 
     def _cloned(self, lock: int, listing: bytes) -> bytes:
         """The refs of a new clone, made aside: what is there can be read until it is replaced."""
-        fresh = self.commands.at(self._directory / "incoming.git")
+        fresh = self.commands.at(self._directory / "incoming.git", meek=True)
         shutil.rmtree(fresh.git_dir, ignore_errors=True)
         try:
             if listing.count(b"\n") <= _FEW_REFS or not self._clone_many(fresh, lock):
