@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from servers.process import HOST, executable, free_ports, running
 
-_UNSAFE_BUT_QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+_UNSAFE_BUT_QUICK = ("fsync=off", "full_page_writes=off")  # what is committed outlives a process
 
 
 @dataclass(frozen=True)
