@@ -7,7 +7,7 @@ of a file or a URL here. Each function answers one row of `routes`.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from datetime import datetime, timezone
 from threading import Thread
@@ -145,10 +145,9 @@ def complete_parts(services: Services, _: Principal, message: Message) -> "Json 
 
     done: Future[None] = Future()
     Thread(target=_fulfil, args=(done, finish), name="parts", daemon=True).start()
-    try:
-        done.result(PATIENCE)
-    except TimeoutError:
+    if not wait([done], PATIENCE).done:
         return Response(_patiently(done), mimetype="application/json")
+    done.result()
     return {}
 
 
@@ -193,12 +192,10 @@ def _patiently(done: "Future[None]") -> Iterator[bytes]:
     """An empty message, before which there is a blank every now and then, as S3 does it. What goes
     wrong breaks off the answer.
     """
-    while True:
-        with suppress(TimeoutError):
-            done.result(PATIENCE)
-            yield b"{}"
-            return
+    while not wait([done], PATIENCE).done:
         yield b" "
+    done.result()
+    yield b"{}"
 
 
 def keep_directories(services: Services, run: Owner) -> None:
