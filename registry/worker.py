@@ -7,7 +7,7 @@ the connection back.
 
     accepted, by the main thread    _busy, until HEAD is over
     something arrived               _busy, in the hands of one thread: EPOLLONESHOT
-    answered, and kept              keepalived_conns, until its `timeout`
+    answered, and kept              _kept, until its `timeout`
 
 The main thread accepts, tells the arbiter that the worker lives, and ends what takes too long by
 shutting the connection: whoever reads it, or waits for it, finds an end. Only Linux has epoll.
@@ -80,7 +80,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self._ready: select.epoll
         self._waiting: dict[int, Any] = {}  # by descriptor, what no thread has in its hands
         self._busy: dict[Any, float] = {}  # and until when they must be done reading
-        self.keepalived_conns: dict[Any, None] = {}  # gunicorn looks how many these are
+        self._kept: dict[Any, None] = {}  # gunicorn's own list of these stays empty
         self._started = 0  # threads
         self._drained = float("inf")
         self._looked = 0.0
@@ -115,7 +115,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """Says that the worker lives, at least once a second; and ends what takes too long."""
         super().notify()
-        self.nr_conns = len(self._busy) + len(self.keepalived_conns)
+        # In this order nothing that a thread takes meanwhile is missed.
+        self.nr_conns = len(self._kept) + len(self._busy)
+        # With too many, gunicorn closes each further one: it looks into its own list for that.
+        self.max_keepalived = self.worker_connections - self.cfg.threads - len(self._kept)
         now = time.monotonic()
         if now < self._looked + GLANCE:
             return  # it is said after every event
@@ -128,7 +131,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             elif now > deadline:
                 # Who reads finds an end. Who has read everything is not concerned.
                 _shut(connection.sock, socket.SHUT_RD)
-        for connection in list(self.keepalived_conns):
+        for connection in list(self._kept):
             if now > connection.timeout:
                 _shut(connection.sock, socket.SHUT_RD)
 
@@ -208,10 +211,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def _answer(self, connection: Any, descriptor: int) -> None:
         if connection.initialized:
             self._busy[connection] = time.monotonic() + HEAD
-            self.keepalived_conns.pop(connection, None)
+            self._kept.pop(connection, None)
         try:
             is_kept = self.handle(connection)
-        except Exception:  # what it does not handle itself is of this connection alone
+        except (Exception, SystemExit):  # which is of this connection alone
             logger.exception("a connection is given up")
             is_kept = False
         if not is_kept:
@@ -224,7 +227,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         if not self.alive:
             last = time.monotonic() + gthread.STOP_KEEPALIVE_LINGER
             connection.timeout = min(connection.timeout, last)
-        self.keepalived_conns[connection] = None
+        self._kept[connection] = None
         del self._busy[connection]
         # A request that is here already makes nothing readable: it is the turn of others first.
         is_asked = connection.parser.unreader.buf.getvalue()
@@ -238,11 +241,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def murder_keepalived(self, force: bool = False) -> None:
         """Ends all that wait for nothing any more, at the end: `notify` sees to the others."""
         if force:
-            for connection in list(self.keepalived_conns):
+            for connection in list(self._kept):
                 _shut(connection.sock, socket.SHUT_RDWR)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        for connection in list(self.keepalived_conns):
+        for connection in list(self._kept):
             connection.timeout = min(connection.timeout, deadline)
 
     def handle_request(self, request: Any, connection: Any) -> Any:

@@ -52,7 +52,8 @@ already is replaced only with `--force`. It runs on Linux and macOS, and in Wind
 ## Exit codes
 
 A failure is one line on standard error that says what is wrong and what to do next; with `--json` a
-JSON object of one line, `{"error": ..., "exit_code": ...}`.
+JSON object of one line, `{"error": ..., "exit_code": ...}`, but for a wrong use of the command (2)
+and for Ctrl-C (130).
 
 | code | meaning |
 |---|---|

@@ -224,8 +224,10 @@ class Mirror:
     def _require_room(self) -> None:
         """Raises OSError when the disk is so full that others will soon need what is left."""
         disk = shutil.disk_usage(self._directory)
+        if disk.free >= AMPLE or not disk.total:  # some file systems do not tell
+            return
         full = 1 - disk.free / disk.total
-        if full > WATERMARK and disk.free < AMPLE:
+        if full > WATERMARK:
             problem = f"its disk is {full:.0%} full, and nothing is fetched above {WATERMARK:.0%}"
             raise OSError(errno.ENOSPC, problem)
 

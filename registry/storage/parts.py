@@ -99,7 +99,8 @@ class Parts:
             raise InvalidRequest("parts", "not those of an upload")
         body = listing(sorted(parts))
         answer = self._bucket.ask("POST", path, {"uploadId": upload}, body)
-        if answer.status >= 500 or answer.status == 403:
+        is_down = answer.status >= 500 or b"<Code>InternalError<" in answer.data[:2000]
+        if is_down or answer.status == 403:
             raise self._bucket.refused(path, answer.status)
         done = answer.status == 200 and b"<Error" not in answer.data[:2000]
         if not done and self._bucket.size(path) is None:  # or else it was put together before
@@ -142,6 +143,7 @@ class Parts:
         except urllib3.exceptions.HTTPError:
             raise self._bucket.refused(path, answer.status) from None
         finally:
+            answer.close()  # what was not read is not for the next one to find
             answer.release_conn()
         if str(size) != answer.headers.get("Content-Length"):
             raise self._bucket.refused(path, answer.status)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def watched(serve, tmp_path) -> Observer:
     return watched
 
 
+ALIVE = request("/healthz")
+
+
 def answering(directory: Path) -> set[str]:
     """The workers that have answered something: they have begun to count."""
     return {file.stem for file in (directory / "metrics").glob("counter_*.db")}
@@ -58,6 +62,29 @@ def test_on_sigterm_whoever_was_let_in_is_answered_and_the_next_one_is_refused(w
     assert list(load.answers) == [200]
     rows = watched.service.command("audit", "show", "--json").splitlines()
     assert len(rows) == load.answers[200]  # what waited to be written was written
+
+
+def test_a_connection_that_is_kept_takes_no_answer_from_others_on_sigterm(watched) -> None:
+    head = request("/hooks/github", "Content-Length: 2", method="POST")
+    with ExitStack() as held:
+        idle, late = (
+            [held.enter_context(Connection(watched.service.url)) for _ in range(8)] for _ in "12"
+        )
+        for client in idle:
+            client.send(ALIVE)
+            assert client.answer()[0] == 200
+        for client in late:
+            client.send(head)
+        os.kill(watched.service.pid, signal.SIGTERM)
+        for client in idle:
+            until(client.is_closed)
+        for client in late:
+            client.send(b"{}")
+        assert {client.answer()[0] for client in late} == {401}
+        until(lambda: not alive(watched.service.pid))
+
+    assert "Traceback" not in log(watched)
+    assert "Exception in worker" not in log(watched)
 
 
 def test_a_client_that_does_not_read_holds_up_no_restart(serve, tmp_path) -> None:
