@@ -11,6 +11,7 @@ from registry.errors import (
     ExperimentDeleted,
     ExperimentExists,
     ExperimentNotFound,
+    InvalidRequest,
     TagNotFound,
 )
 from registry.tracking import pages
@@ -77,6 +78,9 @@ class Experiments:
     def search(self, view: View, search: Search) -> Page[Experiment]:
         """Experiments that fit, by default the newest first. Raises InvalidRequest."""
         orders = [*(search.orders or _NEWEST), Order("attribute", "id", False)]
+        for order in orders:
+            if order.kind != "attribute":
+                raise InvalidRequest("order_by", f"experiments are not ordered by a {order.kind}")
         kinds = [str if order.key == "name" else int for order in orders]
         asked = pages.question("experiments", view, search.filters, orders)
         place = pages.place(asked, search.page, kinds) if search.page else ()

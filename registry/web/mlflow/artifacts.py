@@ -250,7 +250,7 @@ def download_of_model(services: Services, _: Principal, message: Message) -> Res
 
 
 def _listing(services: Services, owner: Owner, root: str, message: Message, field: str) -> Json:
-    directory = message.text(field)
+    directory = message.text(field).removesuffix("/")
     page = services.tracking.files.list(
         owner,
         _relative(directory, field) if directory else RelPath.ROOT,

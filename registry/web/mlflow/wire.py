@@ -162,6 +162,8 @@ class Message:
             value = str(value)
         if not isinstance(value, str):
             raise self._wrong(name, value, "must be a text")
+        if not re.fullmatch(r"[+-]?[0-9]+", value):
+            raise self._wrong(name, value, "must be a whole number")
         if not re.fullmatch(r"[0-9]{1,18}", value):
             raise ExperimentNotFound(value)
         return int(value)

@@ -191,6 +191,23 @@ def test_lists_by_id_have_pages(logging: Logging, monkeypatch: pytest.MonkeyPatc
         }
 
 
+def test_a_directory_may_be_asked_for_with_a_slash_at_its_end(logging: Logging) -> None:
+    for root, below in (
+        (logging.root, f"{API}/artifacts/list?run_id={logging.run}&path="),
+        (
+            logging.model_root,
+            f"{API}/logged-models/{logging.model}/artifacts/directories?artifact_directory_path=",
+        ),
+        (logging.root, f"{FILES}/artifacts?path={logging.root}/"),
+    ):
+        logging.put(f"{root}/d/a")
+        plain = logging.ask("GET", f"{below}d").json
+
+        assert len(plain["files"]) == 1
+        assert logging.ask("GET", f"{below}d/").json == plain
+        assert logging.ask("GET", f"{below}d//").status_code == 400
+
+
 def test_a_link_leads_to_the_gateway_and_is_noted(logging: Logging) -> None:
     logging.registry.services.audit._mode = "required"
     logging.put(f"{logging.root}/a")

@@ -367,6 +367,33 @@ def test_a_key_that_is_another_one_as_a_path_is_refused_today(service: Service, 
     assert service.post(f"{PREVIEW}runs/log-parameter", value="x", **message).status_code == 200
 
 
+@BOTH
+def test_the_id_of_an_experiment_is_a_number(service: Service, prefix: str) -> None:
+    for wrong in ("abc", "1.5", "", " 1", "\u0661"):
+        assert service.refused(f"{prefix}experiments/delete", experiment_id=wrong)
+        assert service.refused(f"{prefix}runs/search", experiment_ids=[wrong])
+    for none in ("-1", "99999", "9" * 40):
+        assert service.refused(
+            f"{prefix}experiments/delete", "RESOURCE_DOES_NOT_EXIST", experiment_id=none
+        )
+
+
+@pytest.mark.parametrize("column", ["tags.a", "params.a", "metrics.a", "name", "run_name", "x"])
+def test_an_order_by_what_is_not_there_is_refused(service: Service, column: str) -> None:
+    expected = {
+        "experiments/search": {"name"},
+        "logged-models/search": {"name", "metrics.a"},
+        "runs/search": {"tags.a", "params.a", "metrics.a", "run_name"},
+    }
+    for path, known in expected.items():
+        order = [{"field_name": column}] if path == "logged-models/search" else [column]
+        message = {"order_by": order, "experiment_ids": ["0"]}
+        if column in known:
+            assert service.post(CURRENT + path, **message).status_code == 200
+        else:
+            assert "order_by: " in service.refused(CURRENT + path, **message)
+
+
 @pytest.mark.parametrize(
     "location",
     [
