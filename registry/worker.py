@@ -259,6 +259,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         reader = getattr(request.body, "reader", None)
         if isinstance(reader, LengthReader) and reader.length > LARGE:
             request.body = _Large(unread, reader.length)
+            request.should_close = partial(_is_last, request.should_close, request.body)
         socket_, connection.sock = connection.sock, _Together(connection.sock)
         try:
             answered = super().handle_request(request, connection)
@@ -317,7 +318,7 @@ class _Large(io.RawIOBase):
     def __init__(self, unreader: Any, length: int) -> None:
         super().__init__()
         self._unreader = unreader
-        self._left = length
+        self.left = length
 
     def readable(self) -> bool:
         """As every body."""
@@ -326,7 +327,7 @@ class _Large(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fills all of the buffer, unless the body ends before."""
         view = memoryview(buffer)
-        view = view[: self._left]
+        view = view[: self.left]
         known = self._unreader.take_buffered()
         have = min(len(known), len(view))
         view[:have] = known[:have]
@@ -341,8 +342,15 @@ class _Large(io.RawIOBase):
         except Exception:
             self.failed = True
             raise
-        self._left -= have
+        self.left -= have
         return have
+
+
+def _is_last(told: Callable[[], bool], body: _Large) -> bool:
+    """Whether a connection ends with this answer, whose head must say so: it was to anyway, as
+    `told`, or nobody read all of a large body.
+    """
+    return told() or body.left > 0
 
 
 class _Together:

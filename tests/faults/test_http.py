@@ -204,6 +204,23 @@ def test_what_is_too_large_or_no_http_is_refused_in_one_form_and_costs_no_worker
     assert workers(watched.service.pid) == before
 
 
+def test_a_client_whose_body_was_not_read_is_told_that_the_connection_is_over(watched) -> None:
+    """Or else its next request would be lost."""
+    large = b"x" * (1 << 20)
+    for length, kept in ((100, True), (len(large), True), (len(large) + 1, False)):
+        data = request("/hooks/github", f"Content-Length: {length}", method="POST")
+        with Connection(watched.service.url) as client:
+            client.send(data + large[:length])
+            _, headers, _ = client.answer()
+            assert (headers["connection"] == "keep-alive") is kept
+            client.send(ALIVE)
+            if kept:
+                assert client.answer()[0] == 200
+            else:
+                with pytest.raises((EOFError, ConnectionError)):
+                    client.answer()
+
+
 @pytest.fixture
 def streaming(serve, tmp_path) -> Iterator[Observer]:
     """A service whose artifact `m` is a directory of so many files that its answer is streamed."""
