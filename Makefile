@@ -55,7 +55,7 @@ bench: $(VENV)/.servers ## Measure what is promised about speed; BENCH_ARGS=trac
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 clean: ## Remove what was installed and built; var/ stays
-	rm -rf $(VENV) .venv-dvc .venv-mlflow .venv-mlflow-server .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-dvc .venv-mlflow .venv-mlflow-early .venv-mlflow-server .servers build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

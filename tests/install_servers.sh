@@ -5,6 +5,7 @@
 #   .servers/node_modules     Azurite
 #   .venv-dvc                 DVC, GTO and DVC Studio's client, whose dependencies are not ours
 #   .venv-mlflow              MLflow's client, likewise
+#   .venv-mlflow-early        its first ones: 1.0.0, and 0.9.1 in a directory of its own
 #
 # What cannot be had on this machine is left out with a note, is tried again the next time, and its
 # tests are skipped. nginx and sshd come from the system's packages, if at all.
@@ -90,8 +91,26 @@ install_mlflow() {
     "$@" --requirement tests/requirements-mlflow.txt >.servers/log 2>&1 && return
     note "the lock of MLflow does not fit this Python: only MLflow itself is pinned"
     direct=$(sed -n '/^mlflow-skinny==/p' tests/requirements-mlflow.txt)
-    quietly "$@" "$direct" scikit-learn skops matplotlib pillow pandas && return
+    quietly "$@" "$direct" scikit-learn skops matplotlib pillow pandas psutil && return
     note "no MLflow for this machine"
+    return 1
+}
+
+# The lock is what `pip freeze` says there, and a setuptools that still has pkg_resources: what these
+# clients need has no upper bounds, and runs on today's Python but for protobuf, which they hold back.
+install_mlflow_early() {
+    there=.venv-mlflow-early
+    [ -x $there/bin/python ] || quietly "$PYTHON" -m venv $there || return 1
+    set -- $there/bin/python -m pip install --quiet
+    if ! "$@" --requirement tests/requirements-mlflow-early.txt >.servers/log 2>&1; then
+        note "the lock of the first MLflow does not fit this Python: only what it needs is pinned"
+        direct=$(sed -n '/^mlflow==/p; /^protobuf==/p; /^setuptools==/p' tests/requirements-mlflow-early.txt)
+        # shellcheck disable=SC2086 one word for each
+        quietly "$@" $direct boto3 || { note "no early MLflow for this machine"; return 1; }
+    fi
+    rm -rf $there/0.9.1
+    quietly "$@" --no-deps --target $there/0.9.1 mlflow==0.9.1 && return
+    note "no MLflow 0.9.1 for this machine"
     return 1
 }
 
@@ -107,3 +126,4 @@ once "$("$PYTHON" -c 'import sys; print(sys.prefix)')" install_servers
 once .servers install_azurite
 once .venv-dvc install_dvc
 once .venv-mlflow install_mlflow
+once .venv-mlflow-early install_mlflow_early

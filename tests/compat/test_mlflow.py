@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from servers import registry
-from servers.mlflow import Client
+from servers.mlflow import Client, early
 from servers.registry import Service
 
 pytestmark = pytest.mark.servers
@@ -516,4 +516,189 @@ def test_models_are_logged_and_loaded_by_run_and_by_id(client: Callable[..., Cli
         "flavors": ["python_function", "sklearn"],
         "autolog": ["estimator.html"],
         "autologged": 4.0,
+    }
+
+
+MEASURED = """
+import time
+mlflow.set_experiment("measured")
+mlflow.set_system_metrics_sampling_interval(0.1)
+mlflow.set_system_metrics_samples_before_logging(1)
+with mlflow.start_run(log_system_metrics=True) as run:
+    until = time.monotonic() + 60
+    while "system/cpu_utilization_percentage" not in client.get_run(run.info.run_id).data.metrics:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+run = client.get_run(run.info.run_id)
+measured = {key for key in run.data.metrics if key.startswith("system/")}
+history = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+found = {
+    "missing": sorted({"system/system_memory_usage_megabytes", "system/network_receive_megabytes",
+                       "system/disk_usage_percentage"} - measured),
+    "steps": [it.step for it in history] == [*range(len(history))],
+    "status": run.info.status,
+}
+"""
+
+
+def test_the_machine_is_measured_while_a_run_goes_on(client: Callable[..., Client]) -> None:
+    assert client().run(BEGIN + MEASURED) == {"missing": [], "steps": True, "status": "FINISHED"}
+
+
+def test_files_and_models_are_logged_to_a_service_that_is_a_part_of_another(
+    client: Callable[..., Client],
+) -> None:
+    script = """
+import pathlib
+import mlflow.sklearn
+from sklearn.linear_model import LinearRegression
+mlflow.set_experiment("below a path")
+pathlib.Path("one.txt").write_text("one")
+with mlflow.start_run() as run:
+    mlflow.log_artifact("one.txt", "in/dir")
+    info = mlflow.sklearn.log_model(LinearRegression().fit([[0], [1]], [0, 2]), name="line")
+local = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="in")
+found = {
+    "read": (pathlib.Path(local) / "dir/one.txt").read_text(),
+    "listed": [it.path for it in client.list_artifacts(run.info.run_id, "in/dir")],
+    "predicted": float(mlflow.sklearn.load_model(f"models:/{info.model_id}").predict([[4]])[0]),
+}
+"""
+
+    found = client("/mlflow").run(BEGIN + script)
+    assert round(found.pop("predicted"), 6) == 8.0
+    assert found == {"read": "one", "listed": ["in/dir/one.txt"]}
+
+
+FIRST = """
+import pathlib, mlflow
+from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.tracking.utils import _get_store
+client = MlflowClient()
+version = mlflow.__version__
+named = "early " + version
+
+def mapped(logged):  # of 0.9 it is a list
+    return logged if isinstance(logged, dict) else {it.key: it.value for it in logged}
+
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except MlflowException as error:
+        return str(error).partition(":")[0]
+
+def count(text="", view=ViewType.ACTIVE_ONLY):
+    return len(client.search_runs([number], text, view))
+
+place = pathlib.Path("kept").absolute()
+number = mlflow.create_experiment(named, str(place))
+mlflow.set_experiment(named)
+pathlib.Path("tree/sub").mkdir(parents=True, exist_ok=True)
+pathlib.Path("tree/sub/one.txt").write_text("one")
+with mlflow.start_run(run_name="outer") as outer:
+    mlflow.log_param("lr", 0.1)
+    mlflow.log_params({"kind": "a b", "deep": "yes"})
+    mlflow.log_metric("loss", 0.25)  # of one second the largest counts, and 0.9 has no steps
+    mlflow.log_metric("loss", 0.5, **({} if version < "1" else {"step": 3}))
+    mlflow.log_metrics({"a": 1, "odd": float("nan")})
+    mlflow.set_tag("owner", "ada")
+    mlflow.log_artifact("tree/sub/one.txt")
+    mlflow.log_artifacts("tree", "all")
+    with mlflow.start_run(nested=True) as inner:
+        mlflow.log_metric("loss", 9)
+outer, inner = outer.info.run_uuid, inner.info.run_uuid
+step = {} if version < "1" else {"step": 1}
+client.log_batch(outer, [Metric("b", 1.5, 1, **step)], [Param("late", "x")], [RunTag("t", "y")])
+run = client.get_run(outer)
+metrics = mapped(run.data.metrics)
+status = run.info.status
+found = {
+    "metrics": {key: repr(metrics[key]) for key in ("loss", "a", "odd", "b")},
+    "params": mapped(run.data.params),
+    "tags": {key: value for key, value in mapped(run.data.tags).items()
+             if key in ("owner", "t", "mlflow.runName")},
+    "parent": mapped(client.get_run(inner).data.tags)["mlflow.parentRunId"] == outer,
+    "status": status if isinstance(status, str) else RunStatus.to_string(status),
+    "times": run.info.start_time <= run.info.end_time,
+    "files": [[it.path, it.is_dir, it.file_size] for it in client.list_artifacts(outer)],
+    "read": (pathlib.Path(client.download_artifacts(outer, "all")) / "sub/one.txt").read_text(),
+    "experiment": client.get_experiment(number).name == named,
+    "listed": number in [it.experiment_id for it in client.list_experiments()],
+    "runs": [len(client.list_run_infos(number)), count()],
+    "found": [count("metrics.loss < 1 and params.kind = 'a b'"), count("tags.owner LIKE 'a%'"),
+              count('params.deep = "no"'), count("metrics.loss != 9")],
+    "no filter": refused(count, "metrics.loss < 1 or metrics.loss > 2"),
+    "same param": refused(client.log_param, outer, "lr", "0.1"),
+    "other param": refused(client.log_param, outer, "lr", "0.2"),
+    "same name": refused(client.create_experiment, named),
+    "no run": refused(client.get_run, "0" * 32),
+    "no experiment": refused(client.get_experiment, "99999"),
+}
+if version < "1":  # 1.0 has no such expressions any more
+    from mlflow.protos.service_pb2 import SearchExpression
+    from mlflow.utils.search_utils import SearchFilter
+    wanted = SearchExpression()
+    wanted.metric.key = "loss"
+    wanted.metric.double.comparator, wanted.metric.double.value = "<=", 0.5
+    both = SearchExpression()
+    both.parameter.key = "kind"
+    both.parameter.string.comparator, both.parameter.string.value = "==", "a b"
+    some = SearchFilter(anded_expressions=[wanted, both])
+    found["anded"] = len(_get_store().search_runs([number], some, ViewType.ALL))
+else:
+    found["steps"] = [it.step for it in client.get_metric_history(outer, "loss")]
+    client.set_terminated(inner, "KILLED")
+    found["killed"] = client.get_run(inner).info.status
+client.delete_run(inner)
+found["deleted run"] = [client.get_run(inner).info.lifecycle_stage, count(),
+                        count(view=ViewType.DELETED_ONLY),
+                        refused(client.log_metric, inner, "m", 1)]
+client.restore_run(inner)
+client.rename_experiment(number, named + " again")
+client.delete_experiment(number)
+found["deleted experiment"] = [client.get_experiment(number).lifecycle_stage,
+                               refused(client.create_run, number)]
+client.restore_experiment(number)
+found["restored"] = [client.get_experiment(number).name == named + " again", count()]
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "own"),
+    [("0.9.1", {"anded": 1}), ("1.0.0", {"steps": [0, 3], "killed": "KILLED"})],
+)
+def test_the_first_clients_track_runs_and_keep_their_files_themselves(
+    service: Service, tmp_path: Path, version: str, own: dict[str, object]
+) -> None:
+    """They do not know `mlflow-artifacts:`, and are given a location that they can write to."""
+    environ = {
+        "MLFLOW_TRACKING_URI": service.url + "/mlflow",
+        "MLFLOW_TRACKING_TOKEN": service.token(*SCOPES),
+    }
+
+    assert early(tmp_path, environ, version).run(FIRST) == {
+        "metrics": {"loss": "0.5", "a": "1.0", "odd": "nan", "b": "1.5"},
+        "params": {"lr": "0.1", "kind": "a b", "deep": "yes", "late": "x"},
+        "tags": {"owner": "ada", "t": "y", "mlflow.runName": "outer"},
+        "parent": True,
+        "status": "FINISHED",
+        "times": True,
+        "files": [["all", True, None], ["one.txt", False, 3]],
+        "read": "one",
+        "experiment": True,
+        "listed": True,
+        "runs": [2, 2],
+        "found": [1, 1, 0, 1],
+        "no filter": "INVALID_PARAMETER_VALUE",
+        "same param": None,
+        "other param": "INVALID_PARAMETER_VALUE",
+        "same name": "RESOURCE_ALREADY_EXISTS",
+        "no run": "RESOURCE_DOES_NOT_EXIST",
+        "no experiment": "RESOURCE_DOES_NOT_EXIST",
+        "deleted run": ["deleted", 1, 1, "INVALID_PARAMETER_VALUE"],
+        "deleted experiment": ["deleted", "INVALID_STATE"],
+        "restored": [True, 2],
+        **own,
     }

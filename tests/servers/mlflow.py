@@ -1,4 +1,4 @@
-"""MLflow's real client, in an environment of its own."""
+"""MLflow's real clients, today's and the first ones, in environments of their own."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ import pytest
 from servers.process import ROOT
 
 PYTHON = ROOT / ".venv-mlflow/bin/python"
+EARLY = ROOT / ".venv-mlflow-early"
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,17 @@ class Client:
 
     home: Path
     environ: Mapping[str, str]
+    python: Path = PYTHON
 
     def __post_init__(self) -> None:
-        if not PYTHON.exists():
+        if not self.python.exists():
             pytest.skip("MLflow is not installed")
 
     def run(self, script: str) -> Any:
         """What the script has in `found` at its end. Raises AssertionError if it fails."""
         ending = "\nimport json\nprint('FOUND', json.dumps(found))\n"
         done = subprocess.run(
-            [PYTHON, "-W", "ignore", "-c", script + ending],
+            [self.python, "-W", "ignore", "-c", script + ending],
             cwd=self.home,
             env={
                 "HOME": str(self.home),
@@ -48,3 +50,9 @@ class Client:
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
         return json.loads(lines[-1].removeprefix("FOUND "))
+
+
+def early(home: Path, environ: Mapping[str, str], version: str) -> Client:
+    """One of the first clients: 1.0.0, or an older one that lies in a directory of its name."""
+    path = {"PYTHONPATH": str(EARLY / version)}
+    return Client(home, {**path, **environ}, EARLY / "bin/python")
