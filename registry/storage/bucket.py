@@ -17,6 +17,9 @@ _UPLOAD_ID = re.compile(rb"<UploadId>([^<]{1,1024})</UploadId>")
 _TIMEOUT = urllib3.Timeout(connect=2, read=60)
 
 Body = IO[bytes] | Iterator[bytes] | bytes | None
+MOST = 10_000
+"""Parts of one upload."""
+
 Send = Callable[[int, str, int, int], str]
 """(number, upload, start, length) -> the ETag of a part."""
 
@@ -89,13 +92,13 @@ class Bucket:
         return begun[1].decode("ascii", "replace")
 
     def in_parts(self, path: str, size: int, part: int, send: Send) -> None:
-        """Puts an object together from parts, each of which `send` brings there."""
+        """Puts an object together from its `pieces`, each of which `send` brings there."""
         upload = self.begin(path)
         finished = False
         try:
             sent = [
-                (number, send(number, upload, start, min(part, size - start)))
-                for number, start in enumerate(range(0, size, part), 1)
+                (number, send(number, upload, start, length))
+                for number, (start, length) in enumerate(pieces(size, part), 1)
             ]
             self.must("POST", path, {"uploadId": upload}, body=listing(sent))
             finished = True
@@ -110,6 +113,12 @@ class Bucket:
 
     def _shown(self, path: str) -> str:
         return str(StorageUrl(self.url.scheme, self.url.authority, path))
+
+
+def pieces(size: int, part: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of the parts of an object: of `part` bytes, or of more if need be."""
+    part = max(part, -(-size // MOST))
+    return ((start, min(part, size - start)) for start in range(0, size, part))
 
 
 def listing(parts: list[tuple[int, str]]) -> bytes:

@@ -26,8 +26,6 @@ from registry.dvc.manifest import object_key
 from registry.errors import InvalidRequest, StorageUnavailable
 from registry.storage.bucket import Bucket, listing
 
-MOST = 10_000
-"""Parts of one upload."""
 LIFETIME = 21_600
 """Seconds that the links live."""
 LEFT = timedelta(days=1)
@@ -38,6 +36,8 @@ _PLACE = ".parts"
 _COPIED = 1 << 30
 """Bytes that the store copies in one request: five times as many are allowed."""
 _CHUNK = 1 << 20
+_UNKNOWN = "the store has others, or no such upload any more"
+_TOO_SMALL = "all but the last must have 5 MiB: send fewer and larger ones"
 _TAG = re.compile(r'"?[0-9A-Za-z._-]{1,128}"?')
 _LISTED = re.compile(rb"<(Upload|Contents)>(.{1,8000}?)</\1>", re.DOTALL)
 
@@ -104,7 +104,8 @@ class Parts:
             raise self._bucket.refused(path, answer.status)
         done = answer.status == 200 and b"<Error" not in answer.data[:2000]
         if not done and self._bucket.size(path) is None:  # or else it was put together before
-            raise InvalidRequest("parts", "the store has others, or no such upload any more")
+            small = b"<Code>EntityTooSmall<" in answer.data[:2000]
+            raise InvalidRequest("parts", _TOO_SMALL if small else _UNKNOWN)
         kept = self._read(path)
         self._copy(path, kept)
         self._bucket.ask("DELETE", path)

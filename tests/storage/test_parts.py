@@ -13,7 +13,8 @@ from servers import s3
 
 from registry.domain import StorageUrl
 from registry.errors import InvalidRequest
-from registry.storage.bucket import Bucket
+from registry.storage.bucket import Bucket, pieces
+from registry.storage.keeping import PART
 from registry.storage.parts import LIFETIME, Parts
 from registry.storage.s3 import S3Signer, static_credentials
 
@@ -70,6 +71,24 @@ def place(request: pytest.FixtureRequest) -> Place:
         return Parts(Bucket(url, signer, lambda: time.time() + ahead), ["a key"], **options)
 
     return Place(server, prefix, make, urllib3.PoolManager(retries=False))
+
+
+@pytest.mark.parametrize("part", [PART, 1 << 30, 5 << 30])
+@pytest.mark.parametrize(
+    "size", [1, PART + 1, 5 << 30, (5 << 30) + 1, 10_000 * PART, 10_000 * PART + 1, 5 << 40]
+)
+def test_an_object_of_any_size_has_parts_that_s3_takes(part: int, size: int) -> None:
+    """No more than 10,000 of 5 GiB, and of 5 MiB at least."""
+    parts = list(pieces(size, part))
+
+    assert 1 <= len(parts) <= 10_000
+    assert all(LEAST <= length <= 5 << 30 for _, length in parts[:-1])
+    assert 1 <= parts[-1][1] <= 5 << 30
+    end = 0
+    for start, length in parts:
+        assert start == end
+        end = start + length
+    assert end == size
 
 
 def key(data: bytes) -> str:
@@ -133,6 +152,19 @@ def test_an_id_is_good_for_the_file_that_it_was_given_for(place: Place) -> None:
             parts.finish(ABOUT, begun.id, wrong)
 
     assert parts.finish(ABOUT, begun.id, sent).size == len(WHOLE)
+
+
+@pytest.mark.parametrize("place", ["seaweedfs"], indirect=True)  # JuiceFS takes them
+def test_whoever_sends_parts_that_are_too_small_is_told_of_what_size_they_are(place: Place) -> None:
+    parts = place.make()
+    begun = parts.begin(ABOUT, 2)
+    sent = []
+    for number, link in enumerate(begun.links, 1):
+        sent.append((number, place.pool.request("PUT", link, body=b"x").headers["ETag"]))
+
+    with pytest.raises(InvalidRequest) as refused:
+        parts.finish(ABOUT, begun.id, sent)
+    assert "5 MiB" in refused.value.problem
 
 
 def test_an_upload_that_is_abandoned_leaves_nothing(place: Place) -> None:

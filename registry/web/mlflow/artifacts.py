@@ -20,8 +20,9 @@ from registry.audit import Event
 from registry.domain import Principal, RelPath
 from registry.errors import InvalidRequest, LoggedFileNotFound, NotServed, UnsafePath
 from registry.services import Services
+from registry.storage.bucket import MOST
 from registry.storage.keeping import located
-from registry.storage.parts import MOST, Parts
+from registry.storage.parts import Parts
 from registry.tracking.records import Listed, LoggedFile, Owner
 from registry.web.mlflow import wire
 from registry.web.mlflow.wire import Json, Message
@@ -34,12 +35,16 @@ DIRECTORIES = 100
 """Names in a run that are looked at for directories."""
 LIFETIME = 3600
 """Seconds that a presigned link lives."""
-
+LARGEST_LIST = 32 << 20
+"""Bytes of what is said of an upload that is complete: a client sends every link back, and those of
+temporary credentials are long.
+"""
 PATIENCE = 20
 """Seconds after which a client that waits for a file hears that it has to wait on."""
 
 _NO_PARTS = "Multipart upload is not supported for the current artifact repository"
 """The text by which MLflow's clients know that they are to send a file in one piece."""
+_FEWER = ": with a larger MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE there are fewer"
 _CHUNK = 1 << 20
 _ROOT = re.compile(
     r"([0-9]{1,18})/(?:models/(?P<model>m-[0-9a-f]{32})|(?P<run>[0-9a-f]{32}))/artifacts"
@@ -117,8 +122,9 @@ def create_parts(services: Services, principal: Principal, message: Message) -> 
     """POST mlflow-artifacts/mpu/create/{directory}: links by which a client sends a file itself."""
     owner, path = _sent(message)
     services.tracking.files.check(owner, path)
-    count = message.limit("num_parts", 1, MOST)
-    begun = _parts(services).begin(_about(owner, path), count)
+    parts = _parts(services)  # where there are none, it does not matter how many
+    count = message.limit("num_parts", 1, MOST, _FEWER)
+    begun = parts.begin(_about(owner, path), count)
     _granted(services, principal, owner, path)
     return {
         "upload_id": begun.id,

@@ -166,7 +166,13 @@ FILES = Table(
         Route("DELETE", "artifacts/{*path}", artifacts.delete, WRITE, deletes=artifacts.named),
         Route("GET", "presigned/{*path}", artifacts.presigned, READ),
         Route("POST", "mpu/create/{*directory}", artifacts.create_parts, WRITE),
-        Route("POST", "mpu/complete/{*directory}", artifacts.complete_parts, WRITE),
+        Route(
+            "POST",
+            "mpu/complete/{*directory}",
+            artifacts.complete_parts,
+            WRITE,
+            largest=artifacts.LARGEST_LIST,
+        ),
         Route("POST", "mpu/abort/{*directory}", artifacts.abort_parts, WRITE),
     ),
 )

@@ -192,13 +192,13 @@ class Message:
             raise self._wrong(name, value, "must not be negative")
         return value
 
-    def limit(self, name: str, default: int, largest: int) -> int:
-        """How many of something, from 1 on."""
+    def limit(self, name: str, default: int, largest: int, otherwise: str = "") -> int:
+        """How many of something, from 1 on; `otherwise` says what to do about more."""
         value = self.integer(name)
         if value is None:
             return default
         if not 1 <= value <= largest:
-            raise self._wrong(name, value, f"must be from 1 to {largest}")
+            raise self._wrong(name, value, f"must be from 1 to {largest}{otherwise}")
         return value
 
     def number(self, name: str) -> float:

@@ -263,11 +263,44 @@ def test_parts_are_refused_in_the_words_that_clients_know(logging: Logging) -> N
     for step in ("create", "complete", "abort"):
         answer = logging.registry.client.post(
             f"{FILES}/mpu/{step}/{logging.root}",
-            json={"path": "a", "num_parts": 1, "upload_id": "u", "parts": []},
+            json={"path": "a", "num_parts": 20_000, "upload_id": "u", "parts": []},
             headers=logging.headers,
         )
         assert (answer.status_code, answer.json["error_code"]) == (501, "NOT_IMPLEMENTED")
         assert answer.json["message"].startswith("Multipart upload is not supported for the")
+
+
+def test_an_upload_of_as_many_parts_as_there_may_be_can_be_completed(logging: Logging) -> None:
+    """The client sends all links back; with temporary credentials each has some 2 KB."""
+    part = {"part_number": 9_999, "etag": '"x"', "url": "https://bucket.example/" + "x" * 2500}
+
+    def completed(count: int) -> int:
+        message = {"path": "a", "upload_id": "u", "parts": [part] * count}
+        url = f"{FILES}/mpu/complete/{logging.root}"
+        return logging.registry.client.post(url, json=message, headers=logging.headers).status_code
+
+    assert completed(10_000) == 501  # read, and there is no store to send parts to
+    assert completed(20_000) == 413
+
+
+def test_whoever_asks_for_too_many_parts_is_told_how_there_are_fewer(
+    tmp_path: Path, tables: Path
+) -> None:
+    (tmp_path / "registry.db").write_bytes(tables.read_bytes())
+    tracking = {"storage": "s3://bucket/dvc/logged"}
+    with Registry(tmp_path, {}, [BUCKET], tracking=tracking) as registry:
+        logging = Logging(registry)
+        for count in (0, 10_001):
+            answer = registry.client.post(
+                f"{FILES}/mpu/create/{logging.root}",
+                json={"path": "a", "num_parts": count},
+                headers=logging.headers,
+            )
+            assert (answer.status_code, answer.json["error_code"]) == (
+                400,
+                "INVALID_PARAMETER_VALUE",
+            )
+            assert "MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE" in answer.json["message"]
 
 
 def test_whoever_waits_for_a_large_file_hears_something(monkeypatch: pytest.MonkeyPatch) -> None:
