@@ -99,8 +99,13 @@ def _message(route: "Route", flavour: "Flavour") -> "Message":
         return Message.of_query(request.args.to_dict(flat=False), flavour)
     request.max_content_length = route.largest
     body = request.get_data(cache=False)
-    if body and not flavour.early and request.mimetype != "application/json":
-        # Also keeps a page in a browser from asking on somebody's behalf.
+    # A page in a browser cannot send JSON elsewhere on behalf of whoever looks at it, and whatever
+    # else it sends has an Origin, which the first clients do not know.
+    if (
+        body
+        and request.mimetype != "application/json"
+        and ("Origin" in request.headers or not flavour.early)
+    ):
         raise InvalidRequest("Content-Type", "must be application/json")
     return Message.of_body(body, flavour)
 

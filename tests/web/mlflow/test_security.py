@@ -5,6 +5,7 @@ URL, and followed by the server. Here a path is compared with what was logged. E
 every route that takes a path, and what it would lead to is there to be found.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -260,7 +261,9 @@ def test_a_source_is_not_taken(attack: Attack, field: str) -> None:
 def test_no_route_answers_without_a_token_or_for_a_token_of_something_else(
     attack: Attack, route: str
 ) -> None:
-    """CVE-2023-6014, 2026-2635, 2026-2651."""
+    """CVE-2023-6014, 2024-4263, 2025-11200, 2026-2635, 2026-2651; and CVE-2025-1474: nobody has a
+    password that could be a weak one.
+    """
     headers, reading = attack.headers, ("list", "presigned", "read")
     for token, status in (
         (None, 401),
@@ -276,6 +279,46 @@ def test_no_route_answers_without_a_token_or_for_a_token_of_something_else(
     attack.headers = headers
     if route.startswith(reading):
         assert attack.state() == attack.before
+
+
+@pytest.mark.parametrize("prefix", ["/api/2.0/mlflow", "/api/2.0/preview/mlflow"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None]
+)
+def test_a_page_elsewhere_changes_nothing_for_whoever_looks_at_it(
+    attack: Attack, prefix: str, kind: str | None
+) -> None:
+    """CVE-2025-1473: a form whose text is JSON, sent with what the browser remembers."""
+    attack.headers["Origin"] = "https://evil.example"
+    for path, message in (
+        ("runs/delete", {"run_id": attack.run.id}),
+        ("experiments/create", {"name": "theirs"}),
+        ("runs/set-tag", {"run_id": attack.run.id, "key": "a", "value": "b"}),
+    ):
+        body = json.dumps(message)
+        answer = attack.ask("POST", f"{prefix}/{path}", data=body, content_type=kind)
+        assert (answer.status_code, answer.json["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+        assert "Access-Control-Allow-Origin" not in answer.headers
+
+    run = attack.registry.services.tracking.runs.get(attack.run.id)
+    assert (run.deleted, dict(run.tags)) == (False, {})
+
+
+def test_a_name_that_leads_here_opens_nothing_that_needs_a_token(attack: Attack) -> None:
+    """CVE-2025-14279: a page whose own name was made to lead to this service."""
+    attack.headers = {"Host": "evil.example", "Origin": "http://evil.example"}
+    for path in (
+        "/experiments/list",
+        "/runs/search?experiment_ids=0",
+        f"/runs/get?run_id={attack.run.id}",
+    ):
+        assert attack.ask("GET", API + path).status_code == 401
+
+
+def test_there_is_no_language_of_queries_that_could_ask_for_too_much(attack: Attack) -> None:
+    """CVE-2025-0453: GraphQL in which one query asks for the same thing a thousand times."""
+    for path in ("/graphql", "/mlflow/graphql", f"{API}/graphql"):
+        assert attack.ask("POST", path, json={"query": "{a}"}).status_code == 404
 
 
 def test_what_was_logged_is_never_a_page(attack: Attack) -> None:
