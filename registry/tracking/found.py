@@ -3,7 +3,10 @@
 Where a search begins is decided here, by what it costs. To take all runs that fit a comparison and
 sort them takes as long as there are many of them; to go through the runs in order until a page is
 full takes the longer, the fewer fit. They are counted, up to where the one costs what the other
-does.
+does; near there, it is quicker to have both at hand and see whether they meet.
+
+No index has an order by several things, or one in which values rise while starts fall: it is put
+together from the levels of its first part, the runs of one value.
 
 In an order by something that not every run has, those that have a value come first, then those with
 NaN, then the others, and each of the three is read from an index of its own. A page ends when it is
@@ -12,9 +15,10 @@ full, so that mostly one of them is asked.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,6 +37,10 @@ SEPARATE = 50
 SHAPES = 256
 """Statements that are kept: what is asked often has few shapes, and a long one takes some KB."""
 
+NEAR = 5
+"""How much farther than a page should be away it is looked for. Of what fits a comparison, so many
+times less than is worth to be sorted is quicker sorted at once.
+"""
 _Values = dict[str, object]
 _Groups = dict[bool, list[int]]
 _ORDERED = ("metric", "param", "tag", "attribute")
@@ -47,11 +55,17 @@ class _Asked:
     groups: _Groups
     values: _Values
     limit: int
+    newest: int
+    known: int = 0
+    """How many comparisons with an index are known to fit many runs: the first ones."""
 
     @property
-    def upwards(self) -> bool:
-        """Whether values rise while starts fall where they are equal: no index has that."""
-        return len(self.orders) == 1 and self.orders[0].ascending
+    def levels(self) -> bool:
+        """Whether no index has the whole order, but only that of the first part.
+
+        Where values rise, starts still fall among those that are equal.
+        """
+        return len(self.orders) > 1 or any(order.ascending for order in self.orders)
 
     @property
     def ranks(self) -> tuple[Rank | None, ...]:
@@ -70,6 +84,18 @@ class _Asked:
         if len(self.ranks) == 1:
             return place
         return place[2:] if rank else place[1:]
+
+    def at(self, level: Test, limit: int, values: _Values) -> "_Asked":
+        """The question for the runs of one level of the first part, in the order of the others."""
+        keys = {f"order_{it - 1}": self.values[f"order_{it}"] for it in range(1, len(self.orders))}
+        return replace(
+            self,
+            tests=(*self.tests, level),
+            orders=self.orders[1:],
+            values=self.values | keys | values,
+            limit=limit,
+            known=len([it for it in self.tests if plans.has_index(it)]),
+        )
 
 
 class RunSearch:
@@ -98,8 +124,8 @@ class RunSearch:
         if not groups:
             return [], ""
         values |= {f"order_{number}": order.key for number, order in enumerate(search.orders)}
-        asked = _Asked(tests, orders, groups, values, search.limit + 1)
-        found = self._found(connection, asked, place, newest)
+        asked = _Asked(tests, orders, groups, values, search.limit + 1, newest)
+        found = self._found(connection, asked, place)
         following = ""
         if len(found) > search.limit:
             following = pages.token(question, found[search.limit - 1][1])
@@ -107,21 +133,25 @@ class RunSearch:
 
     def _tests(self, filters: Sequence[Comparison]) -> tuple[tuple[Test, ...], _Values]:
         tests, values = [], _Values()
-        for number, it in enumerate(filters):
-            column = plans.attribute(it.key) if it.kind == "attribute" else None
-            numeric = it.kind == "metric" if column is None else is_number(column)
-            value = given(it, number=numeric, embedded=self._embedded)
-            if it.kind == "metric" and isinstance(value, int):
-                value = float(value)
-            kind = type(kind_of(it.operator, value, self._embedded))
-            long = isinstance(value, str) and len(value) >= PREFIX
-            named = it.key if it.kind in ("attribute", "dataset") else ""
-            tests.append(Test(it.kind, named, it.operator, kind, long))
-            values[f"key_{number}"] = it.key
-            values[f"value_{number}"] = value
-            if isinstance(value, str):
-                values[f"beginning_{number}"] = value[:PREFIX]
+        for number, comparison in enumerate(filters):
+            test, own = self._test(number, comparison)
+            tests.append(test)
+            values |= own
         return tuple(tests), values
+
+    def _test(self, number: int, it: Comparison) -> tuple[Test, _Values]:
+        column = plans.attribute(it.key) if it.kind == "attribute" else None
+        numeric = it.kind == "metric" if column is None else is_number(column)
+        value = given(it, number=numeric, embedded=self._embedded)
+        if it.kind == "metric" and isinstance(value, int):
+            value = float(value)
+        kind = type(kind_of(it.operator, value, self._embedded))
+        long = isinstance(value, str) and len(value) >= PREFIX
+        named = it.key if it.kind in ("attribute", "dataset") else ""
+        values: _Values = {f"key_{number}": it.key, f"value_{number}": value}
+        if isinstance(value, str):
+            values[f"beginning_{number}"] = value[:PREFIX]
+        return Test(it.kind, named, it.operator, kind, long), values
 
     def _groups(
         self, connection: sa.Connection, experiment_ids: Sequence[int], view: View
@@ -144,25 +174,29 @@ class RunSearch:
         return groups, newest
 
     def _found(
-        self, connection: sa.Connection, asked: _Asked, place: Sequence[Any], newest: int
+        self, connection: sa.Connection, asked: _Asked, place: Sequence[Any]
     ) -> list[tuple[int, list[Any]]]:
         """Numbers of runs, with their places in the order."""
-        source = self._source(connection, asked, newest)
+        source, reach = self._source(connection, asked)
         scopes = tuple(Scope(deleted, several=True) for deleted in asked.groups)
         shape = Shape(asked.tests, asked.orders, scopes, source)
+        in_order = tuple(self._scopes(asked))
         if not plans.has_order(shape):
+            if reach and _may_be_near(asked, in_order, place):
+                asked.values["reach"] = reach
+                near = shape._replace(scopes=in_order, near=True)
+                found = self._ranked(connection, near, asked, place, 0, asked.limit)
+                if len(found) == asked.limit:
+                    return found
             rows = self._rows(connection, shape, asked, place, asked.limit)
             return [(row[0], list(row[1:])) for row in rows]
-        found: list[tuple[int, list[Any]]] = []
-        shape = shape._replace(scopes=tuple(self._scopes(asked)))
+        found = []
+        shape = shape._replace(scopes=in_order)
         for rank in asked.ranks:
             if place and len(asked.ranks) > 1 and (rank or 0) < place[0]:
                 continue
-            begin = asked.within(rank, place)
             wanted = asked.limit - len(found)
-            read = self._upwards if asked.upwards and not rank else self._rows
-            rows = read(connection, shape._replace(rank=rank), asked, begin, wanted)
-            found += [(row[0], asked.place(rank, row)) for row in rows]
+            found += self._ranked(connection, shape, asked, place, rank, wanted)
             if len(found) == asked.limit:
                 break
             place = []
@@ -180,25 +214,43 @@ class RunSearch:
             if not separate:
                 yield Scope(deleted, several=True)
 
-    def _source(self, connection: sa.Connection, asked: _Asked, newest: int) -> int | None:
-        """The comparison that the fewest runs fit, if these are worth to be taken and sorted."""
-        known = asked.groups.values()
-        everything = sorted({number for members in known for number in members})
+    def _source(self, connection: sa.Connection, asked: _Asked) -> tuple[int | None, int]:
+        """The comparison that the fewest runs fit, if these are worth to be taken and sorted; and
+        how far it is worth to look for them in the order instead, if at all.
+        """
+        groups = asked.groups.values()
+        everything = sorted({number for members in groups for number in members})
         asked.values["experiments"] = self._store.listed(everything)
-        for number, members in enumerate(known):
+        for number, members in enumerate(groups):
             asked.values[f"experiments_{number}"] = self._store.listed(members)
-        best, bound = None, math.isqrt(asked.limit * newest) + 1
+        expected = asked.limit * asked.newest
+        best, bound = None, math.isqrt(expected) + 1
+        few = bound // NEAR
         tests = [it for it in enumerate(asked.tests) if plans.has_index(it[1])]
-        for number, test in sorted(tests, key=lambda it: it[1].operator != "="):
+        for number, test in sorted(tests[asked.known :], key=lambda it: it[1].operator != "="):
             if bound <= asked.limit:
                 break
             query = self._count(test, number)
             fitting = query(connection, **asked.values, limit=bound).scalar_one()
             if fitting < bound:
                 best, bound = number, fitting
-        return best
+        return best, NEAR * expected // bound if few < bound <= plans.HELD else 0
 
-    def _upwards(
+    def _ranked(
+        self,
+        connection: sa.Connection,
+        shape: Shape,
+        asked: _Asked,
+        place: Sequence[Any],
+        rank: Rank | None,
+        wanted: int,
+    ) -> list[tuple[int, list[Any]]]:
+        read = self._by_levels if asked.levels and not rank else self._rows
+        begin = asked.within(rank, place)
+        rows = read(connection, shape._replace(rank=rank), asked, begin, wanted)
+        return [(row[0], asked.place(rank, row)) for row in rows]
+
+    def _by_levels(
         self,
         connection: sa.Connection,
         shape: Shape,
@@ -206,27 +258,54 @@ class RunSearch:
         place: Sequence[Any],
         wanted: int,
     ) -> list[Row]:
-        """Runs by rising values, and where these are equal the last started first.
+        """Runs in an order of which an index has the first part.
 
-        Read upwards, those of one value come in the wrong order, but all together; only the last
-        ones, of which there may be more, are asked for once more, the other way.
+        Those of one level come in the wrong order, but all together; only the last ones, of which
+        there may be more, are asked for once more, in the order of the rest.
         """
         found: list[Row] = []
-        level = shape._replace(at_level=True)
         if place:
-            found = self._rows(connection, level, asked, place, wanted, level=place[0])
-        wanted -= len(found)
-        if not wanted:
+            found = self._level(connection, shape, asked, place[0], place[1:], wanted)
+        if len(found) == wanted:
             return found
-        shape = shape._replace(upwards=True, begin="beyond" if place else "")
+        loose = shape._replace(loose=True, begin="beyond" if place else "")
         own = {"level": place[0]} if place else {}
-        rows = self._rows(connection, shape, asked, (), wanted, **own)
-        groups = [list(rows) for _, rows in groupby(rows, key=lambda row: row[1])]
-        if len(rows) == wanted:
-            last = groups.pop()
-            wanted = len(last)
-            groups.append(self._rows(connection, level, asked, (), wanted, level=last[0][1])[::-1])
-        return found + [row for group in groups for row in reversed(group)]
+        more = wanted - len(found) + 1
+        rows = self._rows(connection, loose, asked, (), more, **own)
+        levels = [(level, list(group)) for level, group in groupby(rows, key=itemgetter(1))]
+        # What is near may end anywhere.
+        last = levels.pop()[0] if rows and (shape.near or len(rows) == more) else None
+        directions = plans.directions(asked.orders)
+        for _, group in levels:
+            for column, ascending in reversed([*enumerate(directions, 2)]):
+                group.sort(key=itemgetter(column), reverse=not ascending)
+            found += [row[: len(directions) + 2] for row in group]
+        if last is not None and len(found) < wanted:
+            found += self._level(connection, shape, asked, last, (), wanted - len(found))
+        return found
+
+    def _level(
+        self,
+        connection: sa.Connection,
+        shape: Shape,
+        asked: _Asked,
+        level: Any,
+        place: Sequence[Any],
+        wanted: int,
+    ) -> list[Row]:
+        """Runs of one level of the first part of an order: a search of its own, with one more
+        comparison and one part less.
+        """
+        by = asked.orders[0]
+        cut = isinstance(level, str) and len(level) >= PREFIX
+        if len(asked.orders) == 1 or by.column == "started" or cut:
+            begin = [level, *place] if place else ()
+            shape = shape._replace(at_level=True)
+            return self._rows(connection, shape, asked, begin, wanted, level=level)
+        key = by.column or str(asked.values["order_0"])
+        test, own = self._test(len(asked.tests), Comparison(by.kind, key, "=", level))
+        rows = self._found(connection, asked.at(test, wanted, own), place)
+        return [(number, level, *behind) for number, behind in rows]
 
     def _rows(
         self,
@@ -248,6 +327,18 @@ class RunSearch:
 
     def _prepared_count(self, test: Test, number: int) -> Prepared:
         return Prepared(self._store, plans.count(test, number, self._embedded))
+
+
+def _may_be_near(asked: _Asked, scopes: Sequence[Scope], place: Sequence[Any]) -> bool:
+    """Whether one index has the order, so that it can be read as far as one likes.
+
+    Behind a place, one that rises cannot: whether all runs of that level were seen is not known.
+    """
+    if len(asked.orders) != 1 or asked.orders[0].kind == "attribute":
+        return False
+    if place and (place[0] or asked.levels):
+        return False
+    return [scope.several for scope in scopes] == [False]
 
 
 def _by(order: Order) -> By:

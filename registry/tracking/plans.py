@@ -8,14 +8,19 @@ A shape is a question without its keys and values, which are parameters:
     place_N               of the row that a page begins behind
     level                 the first value of an order, for runs that all have it
     limit
+    reach                 how many runs are looked at, where that is bounded
 
 There are two ways to go about a question. With `source`, all runs that fit one comparison are
 taken from its index and sorted: there are few of them. Without it, runs are read in the order of
 an index, and whatever else was asked is looked up for each, until there are enough. An index of
 texts has runs of the same text in their usual order: where that is wanted, it is both.
+
+Where the two cost the same there is a third. The runs that fit `source` are held in memory, and
+those `near` the beginning of the order, as far as `reach`, looked for there: that is ten times as
+fast as to look one up in an index. It finds a page, or none when all that fit are far away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -38,9 +43,14 @@ from registry.tracking.schema import (
 )
 from registry.tracking.search import Asked, Condition, among, compared, holds, is_number, measures
 
+HELD = 32_768
+"""Runs up to which those that fit a comparison are held in memory."""
 Rank = Literal[0, 1, 2]
 """What stands before what in an order: values, then NaN, then what has none."""
 
+_LIMIT: "sa.BindParameter[int]" = sa.bindparam("limit", type_=sa.Integer)
+_HELD = sa.literal_column(str(2 * HELD), sa.Integer)
+"""More than were counted; and written out, so that PostgreSQL knows that they fit in memory."""
 _MISSING = sa.literal_column("2", sa.Integer)
 _NAN = sa.literal_column("1", sa.Integer)
 _THERE = sa.literal_column("0", sa.Integer)
@@ -83,7 +93,8 @@ class Shape(NamedTuple):
 
     `rank` is that of the first part of the order, None for all of them. `begin` says where a page
     begins: anywhere, behind a place, or `beyond` the `level` of the first part. `at_level` asks
-    only for runs at that level, and `upwards` for all of the order to be read in its direction.
+    only for runs at that level. With `loose`, those of one level come as the index has them, read
+    in the direction of the first part; what it is read by stands behind the place.
     """
 
     tests: tuple[Test, ...]
@@ -93,7 +104,8 @@ class Shape(NamedTuple):
     rank: Rank | None = None
     begin: Literal["", "place", "beyond"] = ""
     at_level: bool = False
-    upwards: bool = False
+    loose: bool = False
+    near: bool = False
 
 
 def attribute(key: str) -> "sa.Column[Any]":
@@ -122,9 +134,17 @@ def kinds(orders: Sequence[By]) -> list[type]:
     return [*found, *([] if _has_start(orders) else [int]), int]
 
 
+def directions(orders: Sequence[By]) -> list[bool]:
+    """Whether values rise, of all by which runs of one level of the first part are sorted."""
+    found: list[bool] = []
+    for order in orders[1:]:
+        found += [True, order.ascending] if len(ranks(order)) > 1 else [order.ascending]
+    return [*found, *([] if _has_start(orders) else [False]), False]
+
+
 def has_order(shape: Shape) -> bool:
     """Whether the runs come from an index in order, and need not be sorted."""
-    if shape.source is None:
+    if shape.source is None or shape.near:
         return True
     test = shape.tests[shape.source]
     return not shape.orders and test.kind in _TEXTS and test.operator == "="
@@ -134,55 +154,97 @@ def page(shape: Shape, embedded: bool) -> "sa.Select[Any]":
     """The numbers of runs, each with its place in the order: of the first part of it only the
     value if the shape has a rank, and nothing if that is not 0.
     """
-    if shape.source is None:
-        query, sorts = _ordered(shape)
+    lead = _lead(shape)
+    owner: sa.ColumnElement[int] = runs.c.number if lead is None else lead.c.run
+    if shape.source is None or shape.near:
+        query, sorts = _ordered(shape, lead)
+    elif has_order(shape):
+        query, sorts = _same(shape, lead)
     else:
-        query, sorts = _same(shape) if has_order(shape) else _sorted(shape, embedded)
-    for number, test in enumerate(shape.tests):
-        if number != shape.source:
-            query = query.where(_condition(test, number, embedded))
-    if shape.at_level:
-        query = query.where(sorts[0].column == _level(sorts[0]))
-    if shape.begin == "beyond":
-        first = sorts[0].column
-        query = query.where(
-            first > _level(sorts[0]) if sorts[0].ascending else first < _level(sorts[0])
-        )
-    if shape.begin == "place":
-        values = [
-            sa.bindparam(f"place_{number}", type_=sort.column.type)
-            for number, sort in enumerate(sorts)
-        ]
-        behind = (sorts[1:], values[1:]) if shape.at_level else (sorts, values)
-        query = query.where(pages.behind(*behind))
-    if shape.upwards:
-        sorts = [Sort(sort.column, True) for sort in sorts]
-    labels = [sort.column.label(f"sort_{number}") for number, sort in enumerate(sorts)]
-    limit: sa.ColumnElement[int] = sa.bindparam("limit", type_=sa.Integer)
+        query, sorts, owner = _sorted(shape, embedded)
+    query = _behind(query, sorts, shape)
+    found = {f"sort_{number}": sort for number, sort in enumerate(sorts)}
+    read = found
+    if shape.loose:
+        up = sorts[0].ascending
+        started = runs.c.started if lead is None else lead.c.started
+        tail = [owner] if shape.orders[0].column == "started" else [started, owner]
+        read = {"sort_0": sorts[0]} | {f"read_{n}": Sort(it, up) for n, it in enumerate(tail)}
+    query = query.add_columns(*(it.column.label(name) for name, it in (found | read).items()))
     # SQLite would take pains to sort by what is the same in all rows.
-    order = [sort.ordered for sort in sorts[int(shape.at_level) :]]
-    query = query.add_columns(*labels).order_by(*order).limit(limit)
+    query = query.order_by(*(it.ordered for it in list(read.values())[int(shape.at_level) :]))
+    if shape.near:
+        return _near(query, read, shape, embedded)
+    query = query.where(*_conditions(shape, owner, embedded)).limit(_LIMIT)
     if not has_order(shape):
         return query.where(_in_scopes(shape.scopes, embedded))
+    home = (runs if lead is None else lead).c.experiment
     parts = [
-        query.where(_within(shape, scope, number, embedded))
+        query.where(_at_home(home, scope, number, embedded), _state(scope))
         for number, scope in enumerate(shape.scopes)
     ]
     if len(parts) == 1:
         return parts[0]
     # SQLite takes no limit in a part of a union, unless it is a query of its own.
     merged = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
-    order = [
-        Sort(column, sort.ascending).ordered
-        for column, sort in zip(list(merged.c)[1:], sorts, strict=True)
+    return _again(sa.select(merged), merged, read)
+
+
+def _behind(query: "sa.Select[Any]", sorts: Sequence[Sort], shape: Shape) -> "sa.Select[Any]":
+    """From where the page begins."""
+    first = sorts[0]
+    if shape.at_level:
+        query = query.where(first.column == _level(first))
+    if shape.begin == "beyond":
+        beyond = first.column > _level(first) if first.ascending else first.column < _level(first)
+        return query.where(beyond)
+    if not shape.begin:
+        return query
+    values = [
+        sa.bindparam(f"place_{number}", type_=sort.column.type) for number, sort in enumerate(sorts)
     ]
-    return sa.select(merged).order_by(*order).limit(limit)
+    own = int(shape.at_level)
+    return query.where(pages.behind(sorts[own:], values[own:]))
+
+
+def _near(
+    query: "sa.Select[Any]", read: Mapping[str, Sort], shape: Shape, embedded: bool
+) -> "sa.Select[Any]":
+    """Of the runs that come first in the order those that fit."""
+    lead, number = _lead(shape), shape.source
+    assert lead is not None
+    assert number is not None
+    (scope,) = shape.scopes
+    reach: sa.ColumnElement[int] = sa.bindparam("reach", type_=sa.BigInteger)
+    query = query.where(_at_home(lead.c.experiment, scope, 0, embedded))
+    near = query.limit(reach).subquery("near")
+    held = _fitting(shape.tests[number], number, embedded).limit(_HELD)
+    # With a comparison around it, it is asked about every row, and never first of all.
+    fits = near.c.found.in_(held).is_(sa.true())
+    found = sa.select(near).join(runs, runs.c.number == near.c.found).where(_state(scope), fits)
+    return _again(found.where(*_conditions(shape, near.c.found, embedded)), near, read)
+
+
+def _again(
+    query: "sa.Select[Any]", source: "sa.FromClause", read: Mapping[str, Sort]
+) -> "sa.Select[Any]":
+    """In the order that rows were read in."""
+    sorts = [Sort(source.c[name], sort.ascending) for name, sort in read.items()]
+    return query.order_by(*(sort.ordered for sort in sorts)).limit(_LIMIT)
+
+
+def _conditions(shape: Shape, owner: "sa.ColumnElement[int]", embedded: bool) -> "list[Condition]":
+    """All comparisons but the one that the runs come from."""
+    return [
+        _condition(test, number, owner, embedded)
+        for number, test in enumerate(shape.tests)
+        if number != shape.source
+    ]
 
 
 def count(test: Test, number: int, embedded: bool) -> "sa.Select[Any]":
     """How many runs of the experiments fit a comparison that has an index, up to `limit`."""
-    limit: sa.ColumnElement[int] = sa.bindparam("limit", type_=sa.Integer)
-    some = _fitting(test, number, embedded).limit(limit).subquery()
+    some = _fitting(test, number, embedded).limit(_LIMIT).subquery()
     return sa.select(sa.func.count()).select_from(some)
 
 
@@ -204,15 +266,17 @@ def _asked(test: Test, number: int) -> Asked:
     return Asked(test.operator, key, sa.bindparam(f"value_{number}", type_=kind))
 
 
-def _condition(test: Test, number: int, embedded: bool) -> Condition:
+def _condition(
+    test: Test, number: int, owner: "sa.ColumnElement[int]", embedded: bool
+) -> Condition:
     """Whether a run fits: looked up by its number."""
     asked = _asked(test, number)
     match test.kind:
         case "metric":
-            return measures(latest, latest.c.run == runs.c.number, asked)
+            return measures(latest, latest.c.run == owner, asked)
         case "param" | "tag":
             table = _TEXTS[test.kind]
-            return holds(table, table.c.run == runs.c.number, asked, embedded)
+            return holds(table, table.c.run == owner, asked, embedded)
         case "attribute":
             return compared(attribute(test.column), asked, embedded)
         case "dataset":
@@ -220,9 +284,9 @@ def _condition(test: Test, number: int, embedded: bool) -> Condition:
                 inputs, datasets, datasets.c.number == inputs.c.dataset
             )
             fits = compared(datasets.c[test.column], asked, embedded)
-            return used.where(inputs.c.run == runs.c.number, fits).offset(_THERE).exists()
+            return used.where(inputs.c.run == owner, fits).offset(_THERE).exists()
         case "input tag":
-            return holds(input_tags, input_tags.c.run == runs.c.number, asked, embedded)
+            return holds(input_tags, input_tags.c.run == owner, asked, embedded)
 
 
 def _fitting(test: Test, number: int, embedded: bool) -> "sa.Select[Any]":
@@ -275,13 +339,16 @@ def _experiments(name: str, embedded: bool) -> "sa.BindParameter[Any]":
     return sa.bindparam(name, type_=sa.Text() if embedded else sa.ARRAY(sa.BigInteger))
 
 
-def _within(shape: Shape, scope: Scope, number: int, embedded: bool) -> Condition:
-    lead = _lead(shape)
-    home = (runs if lead is None else lead).c.experiment
-    mine: Condition = home == sa.bindparam(f"experiment_{number}", type_=sa.BigInteger)
+def _at_home(home: "sa.ColumnElement[int]", scope: Scope, number: int, embedded: bool) -> Condition:
     if scope.several:
-        mine = among(home, _experiments(f"experiments_{number}", embedded), embedded)
-    return sa.and_(mine, runs.c.deleted == (sa.true() if scope.deleted else sa.false()))
+        return among(home, _experiments(f"experiments_{number}", embedded), embedded)
+    mine: Condition = home == sa.bindparam(f"experiment_{number}", type_=sa.BigInteger)
+    return mine
+
+
+def _state(scope: Scope) -> Condition:
+    marked: Condition = runs.c.deleted == (sa.true() if scope.deleted else sa.false())
+    return marked
 
 
 def _in_scopes(scopes: Sequence[Scope], embedded: bool) -> Condition:
@@ -293,7 +360,7 @@ def _in_scopes(scopes: Sequence[Scope], embedded: bool) -> Condition:
     return sa.or_(
         *(
             sa.and_(
-                runs.c.deleted == (sa.true() if scope.deleted else sa.false()),
+                _state(scope),
                 among(home, _experiments(f"experiments_{number}", embedded), embedded),
             )
             for number, scope in enumerate(scopes)
@@ -303,25 +370,25 @@ def _in_scopes(scopes: Sequence[Scope], embedded: bool) -> Condition:
 
 def _lead(shape: Shape) -> "sa.FromClause | None":
     """The table whose index has the order, unless that is the one of runs."""
-    if shape.source is not None:
-        return _LEADS[shape.tests[shape.source].kind]
+    if shape.source is not None and not shape.near:
+        return _LEADS.get(shape.tests[shape.source].kind)
     return None if not shape.orders or shape.rank == 2 else _LEADS.get(shape.orders[0].kind)
 
 
-def _ordered(shape: Shape) -> "tuple[sa.Select[Any], list[Sort]]":
+def _ordered(shape: Shape, lead: "sa.FromClause | None") -> "tuple[sa.Select[Any], list[Sort]]":
     """Runs of one rank in the first part of the order, as an index has them."""
-    source, rest = _joined(shape.orders[1:], 1, runs)
-    lead = _lead(shape)
     key = sa.bindparam("order_0", type_=sa.Text)
     if lead is not None:
-        owned = sa.and_(lead.c.run == runs.c.number, lead.c.key == key)
-        query = sa.select(lead.c.run.label("found")).select_from(source.join(lead, owned))
+        whole = lead if shape.near else lead.join(runs, runs.c.number == lead.c.run)
+        source, rest = _joined(shape.orders[1:], 1, whole)
+        query = sa.select(lead.c.run.label("found")).select_from(source).where(lead.c.key == key)
         tail = _tail(shape.orders, lead.c.started, lead.c.run)
         if "nan" not in lead.c:
             return query, [Sort(beginning(lead.c.value), shape.orders[0].ascending), *rest, *tail]
         query = query.where(lead.c.nan == (sa.true() if shape.rank == 1 else sa.false()))
         value = [] if shape.rank else [Sort(lead.c.value, shape.orders[0].ascending)]
         return query, [*value, *rest, *tail]
+    source, rest = _joined(shape.orders[1:], 1, runs)
     query = sa.select(runs.c.number.label("found")).select_from(source)
     tail = _tail(shape.orders, runs.c.started, runs.c.number)
     if not shape.orders:
@@ -339,9 +406,9 @@ def _ordered(shape: Shape) -> "tuple[sa.Select[Any], list[Sort]]":
     return query, [Sort(_sortable(column), by.ascending), *rest, *tail]
 
 
-def _same(shape: Shape) -> "tuple[sa.Select[Any], list[Sort]]":
+def _same(shape: Shape, lead: "sa.FromClause | None") -> "tuple[sa.Select[Any], list[Sort]]":
     """The runs that have one text, in their usual order: as its index has them."""
-    lead, number = _lead(shape), shape.source
+    number = shape.source
     assert lead is not None
     assert number is not None
     query = sa.select(lead.c.run.label("found")).join(runs, runs.c.number == lead.c.run)
@@ -350,15 +417,17 @@ def _same(shape: Shape) -> "tuple[sa.Select[Any], list[Sort]]":
     return query, _tail((), lead.c.started, lead.c.run)
 
 
-def _sorted(shape: Shape, embedded: bool) -> "tuple[sa.Select[Any], list[Sort]]":
-    """The runs that fit one comparison, in an order that no index has."""
+def _sorted(
+    shape: Shape, embedded: bool
+) -> "tuple[sa.Select[Any], list[Sort], sa.ColumnElement[int]]":
+    """The runs that fit one comparison, in an order that no index has; and what numbers them."""
     assert shape.source is not None
     some = _fitting(shape.tests[shape.source], shape.source, embedded)
     few = some.cte("few").prefix_with("MATERIALIZED")
     (taken,) = few.c
     source, sorts = _joined(shape.orders, 0, few.join(runs, runs.c.number == taken))
     query = sa.select(runs.c.number.label("found")).select_from(source)
-    return query, [*sorts, *_tail(shape.orders, runs.c.started, runs.c.number)]
+    return query, [*sorts, *_tail(shape.orders, runs.c.started, runs.c.number)], taken
 
 
 def _tail(

@@ -261,6 +261,41 @@ def test_a_search_begins_where_the_fewest_runs_are(many: Tracking) -> None:
     assert "tracking_latest_by_value" in how, how
 
 
+@pytest.mark.parametrize("ascending", [False, True])
+@pytest.mark.parametrize(("kind", "looks"), [("everywhere", 1), ("far away", 2)])
+def test_what_many_fit_is_found_on_the_way_unless_it_is_far_away(
+    many: Tracking, kind: str, looks: int, ascending: bool
+) -> None:
+    """Some hundred runs of a kind are found anywhere in the order, or only at its end."""
+    far = "value >= 900" if ascending else "value < 100"
+    where = "(run & 15) = 0" if kind == "everywhere" else f"(run & 1) = 0 AND {far}"
+    with many.store.writing() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO tracking_params (run, key, experiment, started, value)"
+            f" SELECT run, 'kind', 0, started, '{kind}' FROM tracking_latest WHERE {where}"
+        )
+    fitting = Comparison("param", "kind", "=", kind)
+    expected = many.runs.search([0], "active", Search([fitting], limit=1000)).found
+    order = [Order("metric", "loss", ascending)]
+    search = Search([fitting, Comparison("metric", "loss", "<", 1000)], order, limit=20)
+    with statements(many) as seen:
+        page = many.runs.search([0], "active", search)
+    # The first asks for the state of the experiment, and the last two for what was found.
+    pages = [it for it in seen[1:-2] if "count(" not in it[0]]
+    held = [bool(re.search("hashed SubPlan|[A-Z] near", plan(many, *it))) for it in pages]
+    found = page.found
+    while page.next:
+        search = Search(search.filters, order, 20, page.next)
+        page = many.runs.search([0], "active", search)
+        found = [*found, *page.found]
+
+    sign = 1 if ascending else -1
+    assert 200 < len(expected) < 320
+    expected.sort(key=lambda it: (sign * it.metrics[0].value, -it.started))
+    assert [it.id for it in found] == [it.id for it in expected]
+    assert held == [*[True] * (len(held) - looks + 1), *[False] * (looks - 1)]
+
+
 def test_pages_cost_the_same_wherever_they_are(many: Tracking) -> None:
     page = many.runs.search([0], "active", Search(limit=RUNS - 10))
     with statements(many) as seen:

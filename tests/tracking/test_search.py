@@ -27,6 +27,18 @@ ORDERS: dict[str, tuple[list[Order], Callable[[Run], object]]] = {
     "status": ([Order("attribute", "status", True)], lambda it: it.status),
     "metric": ([Order("metric", "m", True)], _metric),
     "param": ([Order("param", "p", True)], lambda it: ("p" not in it.params, it.params.get("p"))),
+    "param, metric": (
+        [Order("param", "p", True), Order("metric", "m", True)],
+        lambda it: ("p" not in it.params, it.params.get("p"), *_metric(it)),
+    ),
+    "status, user, param": (
+        [
+            Order("attribute", "status", True),
+            Order("attribute", "user_id", True),
+            Order("param", "p", True),
+        ],
+        lambda it: (it.status, it.user_id, "p" not in it.params, it.params.get("p")),
+    ),
 }
 FILTERS = {
     "none": ([], lambda it: True),
