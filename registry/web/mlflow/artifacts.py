@@ -6,7 +6,8 @@ of a file or a URL here. Each function answers one row of `routes`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -24,7 +25,7 @@ from registry.storage.bucket import MOST
 from registry.storage.keeping import located
 from registry.storage.parts import Parts
 from registry.tracking.records import Listed, LoggedFile, Owner
-from registry.web.mlflow import wire
+from registry.web.mlflow import lists, wire
 from registry.web.mlflow.wire import Json, Message
 from registry.web.objects import deliver
 from registry.web.observe import trace
@@ -73,11 +74,16 @@ def download(services: Services, _: Principal, message: Message) -> Response:
     return _deliver(services, owner, path)
 
 
-def list_below(services: Services, _: Principal, message: Message) -> Json:
+def list_below(services: Services, _: Principal, message: Message) -> Json | Response:
     """GET mlflow-artifacts/artifacts: names without the directory, which the client knows."""
     owner, path = _place(message)
-    found = services.tracking.files.list(owner, path).found
-    return {"files": [{**it, "path": RelPath(it["path"]).name} for it in _infos(found, message)]}
+
+    def read(limit: int, page: str) -> tuple[Sequence[Json], str]:
+        found = services.tracking.files.list(owner, path, limit, page)
+        infos = _infos(found.found, message)
+        return [{**it, "path": RelPath(it["path"]).name} for it in infos], found.next
+
+    return lists.answer("files", read, sys.maxsize, pages=False)
 
 
 def delete(services: Services, _: Principal, message: Message) -> Json:

@@ -12,7 +12,7 @@ from registry.services import Services
 from registry.tracking.query import Search
 from registry.tracking.records import View
 from registry.web.mlflow import filters, lists, wire
-from registry.web.mlflow.wire import Json, Message, fits
+from registry.web.mlflow.wire import LONGEST_KEY, Json, Message, fits
 
 LARGEST_PAGE = 50_000
 PAGE = 1000
@@ -20,7 +20,6 @@ RUNS_SHOWN = 10_000
 """Runs that the early `experiments/get` lists, newest first: the document announces a limit."""
 
 _LONGEST_NAME = 500
-_LONGEST_KEY = 250
 _LONGEST_TAG = 20_000
 _LONGEST_LOCATION = 2000
 _LOCATION = re.compile(
@@ -139,7 +138,7 @@ def _name(message: Message, field: str) -> str:
 
 
 def _check_tag(key: str, value: str) -> None:
-    fits(key, "key", _LONGEST_KEY)
+    fits(key, "key", LONGEST_KEY)
     fits(value, "value", _LONGEST_TAG)
 
 

@@ -15,16 +15,20 @@ from registry.tracking.records import ModelStatus, Owner
 from registry.web.mlflow import filters, lists, wire
 from registry.web.mlflow.artifacts import keep_directory
 from registry.web.mlflow.names import random_name
-from registry.web.mlflow.wire import MODEL_STATUSES, Json, Message, fits
+from registry.web.mlflow.wire import (
+    LONGEST_KEY,
+    LONGEST_PARAM,
+    LONGEST_TAG,
+    MODEL_STATUSES,
+    Json,
+    Message,
+    fits,
+)
 
 PAGE = 100
 LARGEST_PAGE = 50_000
 _LONGEST_NAME = 500
 _LONGEST_TYPE = 500
-_LONGEST_ID = 250
-_LONGEST_KEY = 250
-_LONGEST_PARAM = 6000
-_LONGEST_TAG = 8000
 _FORBIDDEN = ("/", ":", ".", "%", '"', "'")
 
 
@@ -40,9 +44,9 @@ def create(services: Services, _: Principal, message: Message) -> Json:
         message.experiment_id(),
         name=name,
         type=fits(message.text("model_type"), "model_type", _LONGEST_TYPE),
-        source_run=fits(message.text("source_run_id"), "source_run_id", _LONGEST_ID),
-        params=_pairs(message, "params", _LONGEST_PARAM),
-        tags=_pairs(message, "tags", _LONGEST_TAG),
+        source_run=fits(message.text("source_run_id"), "source_run_id", LONGEST_KEY),
+        params=_pairs(message, "params", LONGEST_PARAM),
+        tags=_pairs(message, "tags", LONGEST_TAG),
     )
     return {"model": wire.model(found)}
 
@@ -74,7 +78,7 @@ def delete(services: Services, _: Principal, message: Message) -> Json:
 
 def log_params(services: Services, _: Principal, message: Message) -> Json:
     """POST logged-models/{model_id}/params"""
-    params = _pairs(message, "params", _LONGEST_PARAM)
+    params = _pairs(message, "params", LONGEST_PARAM)
     services.tracking.models.log_params(message.needed("model_id"), params)
     return {}
 
@@ -82,7 +86,7 @@ def log_params(services: Services, _: Principal, message: Message) -> Json:
 def set_tags(services: Services, _: Principal, message: Message) -> Json:
     """PATCH logged-models/{model_id}/tags"""
     model_id = message.needed("model_id")
-    services.tracking.models.set_tags(model_id, _pairs(message, "tags", _LONGEST_TAG))
+    services.tracking.models.set_tags(model_id, _pairs(message, "tags", LONGEST_TAG))
     return {"model": wire.model(services.tracking.models.get(model_id))}
 
 
@@ -149,6 +153,6 @@ def _status(word: str) -> str:
 def _pairs(message: Message, field: str, longest: int) -> dict[str, str]:
     found = {}
     for item in message.messages(field):
-        key = fits(item.needed("key"), f"{field}.key", _LONGEST_KEY)
+        key = fits(item.needed("key"), f"{field}.key", LONGEST_KEY)
         found[key] = item.text("value")[:longest]
     return found

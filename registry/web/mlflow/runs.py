@@ -20,7 +20,15 @@ from registry.tracking.runs import Batch
 from registry.web.mlflow import artifacts, filters, lists, wire
 from registry.web.mlflow.experiments import LARGEST_PAGE, PAGE, view_of
 from registry.web.mlflow.names import random_name
-from registry.web.mlflow.wire import RUN_NAME, Json, Message, fits
+from registry.web.mlflow.wire import (
+    LONGEST_KEY,
+    LONGEST_PARAM,
+    LONGEST_TAG,
+    RUN_NAME,
+    Json,
+    Message,
+    fits,
+)
 
 LARGEST_BATCH = 1_000_000
 """Bytes of the body of log-batch."""
@@ -28,9 +36,6 @@ _METRICS = 1000
 _PARAMS = 100
 _TAGS = 100
 _TOTAL = 1000
-_LONGEST_KEY = 250
-_LONGEST_PARAM = 6000
-_LONGEST_TAG = 8000
 _LONGEST_EARLY_TAG = 5000
 _LONGEST_IN_EARLY_BATCH = 250
 _DATASETS = 1000
@@ -124,7 +129,7 @@ def log_parameter(services: Services, _: Principal, message: Message) -> Json:
         key = fits(message.needed("key"), "key", 255, "bytes")
         value = fits(message.given("value"), "value", 500, "bytes")
     else:
-        key, value = _named(message), message.given("value")[:_LONGEST_PARAM]
+        key, value = _named(message), message.given("value")[:LONGEST_PARAM]
     services.tracking.runs.log(run_id, Batch(params=[(key, value)]))
     return {}
 
@@ -204,7 +209,7 @@ def log_outputs(services: Services, _: Principal, message: Message) -> Json:
 
 def _model(message: Message) -> str:
     """The id of a logged model, which need not be there yet."""
-    return fits(message.needed("model_id"), "model_id", _LONGEST_KEY)
+    return fits(message.needed("model_id"), "model_id", LONGEST_KEY)
 
 
 def log_model(services: Services, _: Principal, message: Message) -> Json:
@@ -234,7 +239,7 @@ def log_model(services: Services, _: Principal, message: Message) -> Json:
         except ValueError:
             listed = []
         text = json.dumps([*listed, kept] if isinstance(listed, list) else [kept])
-        return fits(text, _MODEL_HISTORY, _LONGEST_TAG)
+        return fits(text, _MODEL_HISTORY, LONGEST_TAG)
 
     services.tracking.runs.rewrite_tag(message.run_id(), _MODEL_HISTORY, add)
     return {}
@@ -261,7 +266,7 @@ def _of_metrics(run_id: str, messages: Sequence[Message], metrics: Sequence[Metr
 
 def _named(message: Message) -> str:
     """The key of a metric or a param, which clients may use as the name of a file."""
-    key = fits(message.needed("key"), "key", _LONGEST_KEY)
+    key = fits(message.needed("key"), "key", LONGEST_KEY)
     if not message.flavour.early:
         if not _NAME.fullmatch(key):
             raise InvalidRequest(
@@ -280,12 +285,12 @@ def _param(message: Message) -> tuple[str, str]:
     key, value = _named(message), message.text("value")
     if message.flavour.early:
         return key, fits(value, "value", _LONGEST_IN_EARLY_BATCH)
-    return key, value[:_LONGEST_PARAM]
+    return key, value[:LONGEST_PARAM]
 
 
 def _tag(message: Message) -> tuple[str, str]:
-    key, value = fits(message.needed("key"), "key", _LONGEST_KEY), message.text("value")
-    return key, value[:_LONGEST_TAG]
+    key, value = fits(message.needed("key"), "key", LONGEST_KEY), message.text("value")
+    return key, value[:LONGEST_TAG]
 
 
 def _tags(message: Message) -> dict[str, str]:

@@ -49,6 +49,10 @@ MODEL_STATUSES = {
 
 EXPERIMENTS = 10_000
 """Experiments of one search."""
+LONGEST_KEY = 250
+"""Characters of a key, and of an id. With the two that follow, today's lengths."""
+LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _CHOSEN = TypeVar("_CHOSEN")

@@ -15,6 +15,7 @@ from registry.services import Services
 from registry.settings import Settings
 from registry.tracking.records import LoggedFile, Owner
 from registry.web.mlflow import artifacts
+from registry.web.mlflow.lists import PIECE
 
 API = "/api/2.0/mlflow"
 FILES = "/api/2.0/mlflow-artifacts"
@@ -48,9 +49,8 @@ class Logging:
         return self.ask("GET", f"{FILES}/artifacts/{path}", **headers)
 
     def names(self, path: str) -> list[str]:
-        return [
-            it["path"] for it in self.ask("GET", f"{FILES}/artifacts?path={path}").json["files"]
-        ]
+        answer = self.ask("GET", f"{FILES}/artifacts?path={path}").json
+        return [it["path"] for it in answer.get("files", ())]
 
     def objects(self) -> list[Path]:
         return sorted((self.registry.settings.data_dir / "artifacts/files").glob("md5/*/*"))
@@ -189,6 +189,18 @@ def test_lists_by_id_have_pages(logging: Logging, monkeypatch: pytest.MonkeyPatc
             "root_uri": first["root_uri"],
             "files": [{"path": "d", "is_dir": False, "file_size": 10}],
         }
+
+
+def test_a_directory_is_listed_whole_however_many_names_it_holds(logging: Logging) -> None:
+    """It is read and sent a piece at a time: clients know no pages there."""
+    names = [f"{number:04}" for number in range(2 * PIECE + 1)]
+    owner = Owner("run", logging.run, 0)
+    for name in names:
+        logging.tracking.files.put(owner, LoggedFile(RelPath(f"d/{name}"), MD5, 10))
+
+    answer = logging.ask("GET", f"{FILES}/artifacts?path={logging.root}/d")
+    assert "Content-Length" not in answer.headers
+    assert [it["path"] for it in answer.json["files"]] == names
 
 
 def test_a_directory_may_be_asked_for_with_a_slash_at_its_end(logging: Logging) -> None:
