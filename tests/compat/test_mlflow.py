@@ -278,6 +278,7 @@ found = {
     "by metric": search(order_by=[{"field_name": "metrics.acc", "ascending": False}]),
     "on dataset": search("metrics.acc > 0.7", datasets=[{"dataset_name": "train"}]),
     "by run": search(f"source_run_id = '{run.info.run_id}'"),
+    "by tag": search("tags.b IN ('1', '2') and params.depth NOT IN ('4')"),
     "runs on it": [it.info.run_id == run.info.run_id for it in client.search_runs(
         [experiment.experiment_id], "datasets.name = 'train' and dataset.context = 'training'")],
 }
@@ -304,6 +305,7 @@ except MlflowException as error:
         "by metric": ["forest", "outside"],
         "on dataset": ["forest"],
         "by run": ["forest"],
+        "by tag": ["forest"],
         "runs on it": [True],
         "after": ["forest"],
         "gone": "RESOURCE_DOES_NOT_EXIST",

@@ -53,8 +53,9 @@ class Language:
     """What can be searched for in one place.
 
     `entities` are the words before a key, and `attributes` the keys of the one without; those of
-    `numbers` are numbers. `bare` allows an attribute without its entity. `listed` are attributes
-    that can be compared with a list, and `textual` the operators of texts.
+    `numbers` are numbers. `bare` allows an attribute without its entity. `listed` are attributes,
+    and `lists` whole kinds, that can be compared with a list; `textual` are the operators of texts,
+    and `absence` the kinds that can be asked for being there at all.
     """
 
     entities: Mapping[str, Kind]
@@ -62,8 +63,9 @@ class Language:
     numbers: frozenset[str]
     bare: bool = True
     listed: frozenset[str] = frozenset()
+    lists: frozenset[Kind] = frozenset()
     textual: frozenset[str] = _TEXTUAL
-    absence: frozenset[str] = frozenset()
+    absence: frozenset[Kind] = frozenset()
 
 
 def _entities(**spellings: str) -> dict[str, Kind]:
@@ -95,6 +97,7 @@ RUNS = Language(
     },
     frozenset({"started", "ended"}),
     listed=frozenset({"id"}),
+    lists=frozenset({"dataset", "input tag"}),
     absence=frozenset({"tag", "param"}),
 )
 EXPERIMENTS = Language(
@@ -126,6 +129,7 @@ MODELS = Language(
     },
     frozenset({"created", "updated"}),
     listed=frozenset({"id", "name", "type", "status", "source_run"}),
+    lists=frozenset({"param", "tag"}),
 )
 
 _CONTEXT = "mlflow.data.context"
@@ -282,7 +286,7 @@ class _Reader:
         else:
             allowed = language.textual
             listed = name.kind == "attribute" and name.key in language.listed
-            if listed or name.kind in ("dataset", "input tag"):
+            if listed or name.kind in language.lists:
                 allowed = allowed | _LISTS
         if name.kind in language.absence:
             allowed = allowed | _ABSENCE

@@ -177,7 +177,11 @@ def test_experiments_and_models_have_languages_of_their_own() -> None:
         ("attribute", "created", ">", 5),
         ("attribute", "name", "in", ("a",)),
     ]
-    for text in ("metrics.a = 1", "params.a = 'x'", "status = 'x'"):
+    assert rows("tags.a IN ('x', 'y') AND params.b NOT IN ('z')", MODELS) == [
+        ("tag", "a", "in", ("x", "y")),
+        ("param", "b", "not in", ("z",)),
+    ]
+    for text in ("metrics.a = 1", "params.a = 'x'", "status = 'x'", "tags.a IN ('x')"):
         with pytest.raises(InvalidRequest):
             parse(text, EXPERIMENTS)
 
