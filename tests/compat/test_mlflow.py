@@ -139,6 +139,28 @@ found = {
     }
 
 
+def test_a_history_of_several_pages_is_read_whole(client: Callable[..., Client]) -> None:
+    """The client asks for 25,000 values at a time."""
+    found = client().run(
+        BEGIN
+        + """
+mlflow.set_experiment("long")
+with mlflow.start_run() as run:
+    for start in range(0, 26_000, 1000):
+        client.log_batch(run.info.run_id,
+                         [Metric("m", it / 2, 1 + it // 7, it) for it in range(start, start + 1000)])
+history = client.get_metric_history(run.info.run_id, "m")
+found = {
+    "steps": [it.step for it in history] == [*range(26_000)],
+    "values": all(it.value == it.step / 2 for it in history),
+    "latest": client.get_run(run.info.run_id).data.metrics["m"],
+}
+"""
+    )
+
+    assert found == {"steps": True, "values": True, "latest": 25_999 / 2}
+
+
 def test_searches_have_pages_orders_and_filters(client: Callable[..., Client]) -> None:
     found = client().run(
         BEGIN
@@ -248,6 +270,8 @@ source = HTTPDatasetSource("http://data.example/train.csv")
 dataset = MetaDataset(source, name="train", digest="abc")
 with mlflow.start_run() as run:
     mlflow.log_input(dataset, context="training")
+    other = MetaDataset(source, name="test", digest="def")
+    mlflow.log_inputs([other], contexts=["testing"], tags_list=[{"part": "1"}])
     model = mlflow.initialize_logged_model(name="forest", params={"depth": "3"}, tags={"a": "1"},
                                            model_type="agent")
     mlflow.log_metric("acc", 0.5, step=0, model_id=model.model_id, dataset=dataset)
@@ -263,11 +287,13 @@ run = client.get_run(run.info.run_id)
 def search(text=None, **more):
     return [it.name for it in mlflow.search_logged_models([experiment.experiment_id], text,
                                                           output_format="list", **more)]
-(used,) = run.inputs.dataset_inputs
+(used,) = [it for it in run.inputs.dataset_inputs if it.dataset.name == "train"]
+(tested,) = [it for it in run.inputs.dataset_inputs if it.dataset.name == "test"]
 root = f"mlflow-artifacts:/{experiment.experiment_id}/models/{model.model_id}/artifacts"
 found = {
     "dataset": [used.dataset.name, used.dataset.digest,
                 [(tag.key, tag.value) for tag in used.tags]],
+    "tested": sorted((tag.key, tag.value) for tag in tested.tags),
     "outputs": [[it.model_id == model.model_id, it.step] for it in run.outputs.model_outputs],
     "history": [it.value for it in client.get_metric_history(run.info.run_id, "acc")],
     "status": str(read.status), "params": read.params, "tags": read.tags,
@@ -293,6 +319,7 @@ except MlflowException as error:
 
     assert found == {
         "dataset": ["train", "abc", [["mlflow.data.context", "training"]]],
+        "tested": [["mlflow.data.context", "testing"], ["part", "1"]],
         "outputs": [[True, 3]],
         "history": [0.5, 0.75],
         "status": "READY",
