@@ -147,8 +147,8 @@ def test_a_history_of_several_pages_is_read_whole(client: Callable[..., Client])
 mlflow.set_experiment("long")
 with mlflow.start_run() as run:
     for start in range(0, 26_000, 1000):
-        client.log_batch(run.info.run_id,
-                         [Metric("m", it / 2, 1 + it // 7, it) for it in range(start, start + 1000)])
+        steps = range(start, start + 1000)
+        client.log_batch(run.info.run_id, [Metric("m", it / 2, 1 + it // 7, it) for it in steps])
 history = client.get_metric_history(run.info.run_id, "m")
 found = {
     "steps": [it.step for it in history] == [*range(26_000)],
