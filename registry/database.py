@@ -20,6 +20,10 @@ PATIENCE = 2
 ANSWER = 3
 """Seconds to wait for the answer to a statement."""
 
+_GLANCE, _LONGEST_GLANCE = 0.0002, 0.002
+"""Seconds between two looks whether it is this process's turn to write to SQLite: about as long as
+one transaction takes, and more and more for who waits longer."""
+
 _POSTGRESQL = {
     "connect_timeout": PATIENCE,
     "tcp_user_timeout": 2000 * PATIENCE,
@@ -43,8 +47,10 @@ def engine_of(url: str, patience: int = PATIENCE, planner: str = "") -> sa.Engin
         if parsed.get_driver_name() == "psycopg":
             known = {**_POSTGRESQL, "options": f"{_POSTGRESQL['options']} {planner}".rstrip()}
             limits = {name: item for name, item in known.items() if name not in parsed.query}
+        # A file does not hang up: only a server's connection is asked whether it still lives.
+        served = parsed.get_backend_name() != "sqlite"
         engine = sa.create_engine(
-            parsed, pool_pre_ping=True, pool_timeout=PATIENCE, connect_args=limits
+            parsed, pool_pre_ping=served, pool_timeout=PATIENCE, connect_args=limits
         )
     except (ArgumentError, ImportError, TypeError, ValueError):
         # Without the cause: it quotes the URL, and with it the password.
@@ -138,24 +144,53 @@ def _limited(
 
 
 @contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+def writing(engine: sa.Engine, patience: float = PATIENCE) -> Iterator[sa.Connection]:
     """A transaction that writes: all of the block is kept, or nothing.
 
     On SQLite it has the one place of a writer from its beginning, so that what it reads first is
-    still true when it writes. Raises DatabaseUnavailable.
+    still true when it writes; it is waited for up to `patience` seconds.
+    Raises DatabaseUnavailable.
     """
-    with translated(), engine.begin() as connection:
+    with translated(engine), engine.begin() as connection:
         if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _take_turn(connection.connection, patience)
         yield connection
 
 
+def _take_turn(connection: sa.PoolProxiedConnection, patience: float) -> None:
+    """Begins a transaction of SQLite as its writer.
+
+    SQLite itself looks again after 1, 2, 5, 10 and up to 100 ms, in which other processes write
+    several hundred times: one that waits would hardly ever find its turn.
+    """
+    cursor = connection.cursor()
+    over = time.monotonic() + patience
+    pause = _GLANCE
+    cursor.execute("PRAGMA busy_timeout=0")
+    try:
+        while True:
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > over:
+                    raise
+            time.sleep(pause)
+            pause = min(1.25 * pause, _LONGEST_GLANCE)
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout={int(1000 * patience)}")
+        cursor.close()
+
+
 @contextmanager
-def translated() -> Iterator[None]:
-    """Raises DatabaseUnavailable for whatever the database or its driver raises."""
+def translated(engine: sa.Engine | None = None) -> Iterator[None]:
+    """Raises DatabaseUnavailable for whatever the database or its driver raises. With the engine
+    also for what its driver raises when it is spoken to directly.
+    """
+    driver: Any = sqlite3 if engine is None else engine.dialect.loaded_dbapi
     try:
         yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
+    except (SQLAlchemyError, driver.Error) as error:
         # The text of a database error can hold the statement's values and the URL: keep the kind.
         raise DatabaseUnavailable(type(error).__name__) from None
 

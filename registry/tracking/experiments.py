@@ -92,13 +92,13 @@ class Experiments:
                 conditions = map(self._condition, search.filters)
                 rows = connection.execute(_query(*shape).where(*conditions), values).all()
             else:
-                rows = self._page(*shape)(connection, **values).all()
+                rows = self._page(*shape).named(connection, **values)
             found, more = rows[: search.limit], rows[search.limit :]
-            labels = self._tags.of(connection, [row.id for row in found])
+            labels = self._tags.of(connection, [row.id for row in found if row.tagged])
         following = ""
         if more:
             following = pages.token(asked, [getattr(found[-1], order.key) for order in orders])
-        return Page([_experiment(row, labels[row.id]) for row in found], following)
+        return Page([_experiment(row, labels.get(row.id, {})) for row in found], following)
 
     def _condition(self, comparison: Comparison) -> Condition:
         embedded = self._store.embedded
@@ -166,12 +166,11 @@ class Experiments:
         """The row of an experiment that takes something new. Raises ExperimentNotFound, or
         ExperimentDeleted.
         """
-        row = self._by_id(connection, number=number).one_or_none()
-        if row is None:
-            raise ExperimentNotFound(str(number))
-        if row.deleted:
-            raise ExperimentDeleted(str(number))
-        return row
+        for row in self._by_id.named(connection, number=number):
+            if row.deleted:
+                raise ExperimentDeleted(str(number))
+            return row
+        raise ExperimentNotFound(str(number))
 
     def _refuse_taken(self, connection: sa.Connection, name: str) -> None:
         query = sa.select(experiments.c.deleted).where(experiments.c.name == name)
@@ -187,7 +186,8 @@ class Experiments:
 def _query(view: View, orders: Sequence[Order], paged: bool) -> "sa.Select[Any]":
     """A page of experiments, `limit` of them, behind `place_N` if it is not the first."""
     sorts = [pages.Sort(_COLUMNS[order.key], order.ascending) for order in orders]
-    query = sa.select(experiments).limit(sa.bindparam("limit", type_=sa.Integer))
+    tagged = sa.exists().where(tags.c.experiment == experiments.c.id).label("tagged")
+    query = sa.select(experiments, tagged).limit(sa.bindparam("limit", type_=sa.Integer))
     if view != "all":
         query = query.where(
             experiments.c.deleted == (sa.true() if view == "deleted" else sa.false())

@@ -231,7 +231,7 @@ class RunSearch:
             if bound <= asked.limit:
                 break
             query = self._count(test, number)
-            fitting = query(connection, **asked.values, limit=bound).scalar_one()
+            ((fitting,),) = query(connection, **asked.values, limit=bound)
             if fitting < bound:
                 best, bound = number, fitting
         return best, NEAR * expected // bound if few < bound <= plans.HELD else 0
@@ -320,7 +320,7 @@ class RunSearch:
         if place:
             shape = shape._replace(begin="place")
             values |= {f"place_{number}": value for number, value in enumerate(place)}
-        return list(self._page(shape)(connection, **values).all())
+        return self._page(shape)(connection, **values)
 
     def _prepared(self, shape: Shape) -> Prepared:
         return Prepared(self._store, plans.page(shape, self._embedded))

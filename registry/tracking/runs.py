@@ -43,7 +43,7 @@ from registry.tracking.schema import (
     runs,
     tags,
 )
-from registry.tracking.store import Prepared, Row, Store, Texts, chunks
+from registry.tracking.store import Prepared, PreparedInsert, Row, Store, Texts, chunks
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Runs:
         labels = dict(tags or {})
         with self._store.writing() as connection:
             holder = self._experiments.active(connection, experiment)
-            number = int(self._statements.insert_run(connection, **row).scalar_one())
+            ((number,),) = self._statements.insert_run(connection, **row)
             own = {"experiment": experiment, "started": row["started"]}
             self._tags.write(connection, number, labels, **own)
         return Run(
@@ -108,10 +108,10 @@ class Runs:
     def get(self, run_id: str) -> Run:
         """The run and all that it logged, also a deleted one. Raises RunNotFound."""
         with self._store.reading() as connection:
-            row = self._statements.find(connection, id=run_id).one_or_none()
-            if row is None:
+            rows = self._statements.find.named(connection, id=run_id)
+            if not rows:
                 raise RunNotFound(run_id)
-            return self._filled(connection, [row])[0]
+            return self._filled(connection, rows)[0]
 
     def update(
         self,
@@ -131,7 +131,7 @@ class Runs:
                 changed = sa.update(runs).where(runs.c.number == run.number)
                 connection.execute(changed.values(values))
             self._write_tags(connection, run, tags or {})
-            row = self._statements.find(connection, id=run_id).one()
+            (row,) = self._statements.find.named(connection, id=run_id)
         return _run(row)
 
     def delete(self, run_id: str) -> None:
@@ -203,12 +203,11 @@ class Runs:
             self._log_models(connection, self._active(connection, run_id).number, made)
 
     def _active(self, connection: sa.Connection, run_id: str) -> Row:
-        row = self._statements.writable(connection, id=run_id).one_or_none()
-        if row is None:
-            raise RunNotFound(run_id)
-        if row.deleted:
-            raise RunDeleted(run_id)
-        return row
+        for row in self._statements.writable.named(connection, id=run_id):
+            if row.deleted:
+                raise RunDeleted(run_id)
+            return row
+        raise RunNotFound(run_id)
 
     def _write_tags(self, connection: sa.Connection, run: Row, given: Mapping[str, str]) -> None:
         self._tags.write(
@@ -238,17 +237,17 @@ class Runs:
     def _log_metrics(self, connection: sa.Connection, run: Row, given: Sequence[Metric]) -> None:
         if not given:
             return
+        own = {"run": run.number, "experiment": run.experiment, "started": run.started}
         # In the order of keys, so that no two writers block each other for ever.
         ordered = sorted(given, key=lambda it: (it.key, it.timestamp, it.step))
-        rows = [{"run": run.number, **_stored(metric)} for metric in ordered]
+        rows = [{**own, **_stored(metric)} for metric in ordered]
         self._statements.insert_metrics.write(connection, rows)
         newest: dict[str, tuple[Metric, dict[str, object]]] = {}
         for metric, row in zip(ordered, rows, strict=True):
             known = newest.get(metric.key)
             if known is None or metric.order > known[0].order:
                 newest[metric.key] = metric, row
-        own = {"experiment": run.experiment, "started": run.started}
-        self._statements.renew.write(connection, [{**row, **own} for _, row in newest.values()])
+        self._statements.renew.write(connection, [row for _, row in newest.values()])
 
     def _log_model_metrics(
         self, connection: sa.Connection, given: Sequence[tuple[str, ModelMetric]]
@@ -378,7 +377,7 @@ class Runs:
     def _numbered(self, connection: sa.Connection, numbers: Sequence[int]) -> list[Run]:
         found: dict[int, Run] = {}
         for some in chunks(numbers):
-            rows = self._statements.rows(connection, numbers=self._store.listed(some)).all()
+            rows = self._statements.rows.named(connection, numbers=self._store.listed(some))
             for run in self._filled(connection, rows):
                 found[run.number] = run
         return [found[number] for number in numbers]
@@ -398,7 +397,7 @@ class Runs:
         fed = False
         numbers = list(logged)
         everything = self._statements.logged(connection, numbers=self._store.listed(numbers))
-        for kind, number, key, value, measured, nan, timestamp, step in everything.all():
+        for kind, number, key, value, measured, nan, timestamp, step in everything:
             own = logged[number]
             match kind:
                 case "metric":
@@ -467,13 +466,13 @@ class _Statements:
         self.find = Prepared(store, rows.where(runs.c.id == sa.bindparam("id")))
         own = ("run", "experiment", "started")
         value = ("key", "value", "nan", "timestamp", "step")
-        self.insert_params = Prepared(
+        self.insert_params = PreparedInsert(
             store, store.upsert(params).on_conflict_do_nothing(), (*own, "key", "value")
         )
-        self.insert_metrics = Prepared(
+        self.insert_metrics = PreparedInsert(
             store, store.upsert(metrics).on_conflict_do_nothing(), ("run", *value)
         )
-        self.renew = Prepared(store, _newer(store, latest, ["run", "key"]), (*own, *value))
+        self.renew = PreparedInsert(store, _newer(store, latest, ["run", "key"]), (*own, *value))
         self.renew_model_metric = _newer(
             store, model_metrics, ["model", "key", "dataset_name", "dataset_digest"]
         )
@@ -552,5 +551,5 @@ def _stored(metric: Metric) -> dict[str, object]:
 
 def _run(row: Row, logged: _Logged | None = None) -> Run:
     own = logged or _Logged()
-    facts = {**row._mapping, "deleted": bool(row.deleted)}  # a number to SQLite
+    facts = {**row._asdict(), "deleted": bool(row.deleted)}  # a number to SQLite
     return Run(**facts, **vars(own))

@@ -4,8 +4,10 @@ import json
 import threading
 import time
 import uuid
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,10 +17,13 @@ from registry.database import engine_of, translated, writing
 from registry.tracking.search import among
 
 Row = Any
-"""A row of an answer: SQLAlchemy 2.1 spells its type in another way than 2.0."""
+"""A row of an answer, whose columns are its attributes."""
 
 PATIENCE = 10
 """Seconds a writer waits for its turn on SQLite: writers come in queues, and each is quick."""
+
+_SIZES = (64, 16, 4, 1)
+"""How many rows one statement can have."""
 
 PLANNER = (
     "-c enable_hashjoin=off -c enable_mergejoin=off -c enable_seqscan=off -c jit=off"
@@ -52,7 +57,7 @@ class Store:
         options = {} if embedded else {"isolation_level": "AUTOCOMMIT"}
         self._readers = self._engine.execution_options(**options)
         if embedded:
-            sa.event.listen(self._engine, "connect", _trust_the_log)
+            sa.event.listen(self._engine, "connect", _prepare)
 
     @property
     def now(self) -> int:
@@ -72,13 +77,13 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A connection to read with. Raises DatabaseUnavailable."""
-        with translated(), self._readers.connect() as connection:
+        with translated(self._engine), self._readers.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction: all of the block is kept, or nothing. Raises DatabaseUnavailable."""
-        with self._turn, writing(self._engine) as connection:
+        with self._turn, writing(self._engine, PATIENCE) as connection:
             yield connection
 
     def upsert(self, table: sa.Table) -> "sqlite.Insert":
@@ -107,19 +112,21 @@ class Store:
         self._engine.dispose()
 
 
-def _trust_the_log(connection: Any, _: object) -> None:
-    """With WAL, `NORMAL` loses nothing when a process dies; when power fails, perhaps the last."""
+def _prepare(connection: Any, _: object) -> None:
     cursor = connection.cursor()
+    # With WAL, this loses nothing when a process dies; when power fails, perhaps the last.
     cursor.execute("PRAGMA synchronous=NORMAL")
+    # What a statement of many rows would need to be undone by itself: not worth a file each time.
+    cursor.execute("PRAGMA temp_store=MEMORY")
     cursor.close()
 
 
 class Prepared:
-    """A statement as the driver takes it, with named parameters.
+    """A statement that is compiled once, and given to the driver itself.
 
-    It is compiled once: SQLAlchemy would otherwise put it together again, and go through every
-    value of every row, which takes longer than most databases do. What is given must be of types
-    that the driver knows itself, and what is read is as the driver gives it.
+    SQLAlchemy would put it together again, and go through every value of every row, which takes
+    longer than most databases do. What is given must be of types that the driver knows, and what is
+    read is as the driver gives it.
     """
 
     def __init__(
@@ -135,18 +142,76 @@ class Prepared:
             for name, parameter in compiled.binds.items()
             if not (parameter.required or columns)
         }
+        self._named: Callable[[Any], Row] | None = None
 
-    def __call__(self, connection: sa.Connection, **values: object) -> Any:
-        """Runs it with these values."""
-        return connection.exec_driver_sql(self._text, self._given({**self._own, **values}))
+    def __call__(self, connection: sa.Connection, **values: object) -> list[tuple[Any, ...]]:
+        """The rows that it has for these values."""
+        return self._rows(connection, values)[0]
+
+    def named(self, connection: sa.Connection, **values: object) -> list[Row]:
+        """The same, each with its columns as attributes."""
+        rows, names = self._rows(connection, values)
+        if self._named is None:
+            # A class with fields that are not known before: mypy knows no more of it than of a row.
+            made: Any = namedtuple("Row", names)  # type: ignore[misc]
+            self._named = made._make
+        return list(map(self._named, rows))
+
+    def _rows(
+        self, connection: sa.Connection, values: Mapping[str, object]
+    ) -> tuple[list[tuple[Any, ...]], list[str]]:
+        given: Any = {**self._own, **values}
+        if self._order:
+            given = [given[name] for name in self._order]
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(self._text, given)
+            return list(cursor.fetchall()), [column[0] for column in cursor.description]
+        finally:
+            cursor.close()
+
+
+class PreparedInsert:
+    """The same for an INSERT of rows, of which each has a value for each of `columns`.
+
+    SQLite gets many rows in one statement: one that is given them one by one lets go of the
+    interpreter for each, which makes all other threads of the process stumble.
+    """
+
+    def __init__(self, store: Store, statement: "sa.Insert", columns: Sequence[str]) -> None:
+        self._statement = statement
+        self._columns = columns
+        self._dialect = store.dialect
+        self._sizes = _SIZES if store.embedded else ()
+        self._of_size = lru_cache(len(_SIZES))(self._compiled)
 
     def write(self, connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> int:
         """Writes the rows, of which there must be one, and returns how many were new or changed."""
-        given: Any = [self._given(row) for row in rows]
-        return connection.exec_driver_sql(self._text, given).rowcount
+        cursor: Any = connection.connection.cursor()
+        try:
+            if not self._sizes:
+                cursor.executemany(self._of_size(1)[0], rows)
+                return int(cursor.rowcount)
+            written, place = 0, 0
+            for size in self._sizes:
+                text, names = self._of_size(size)
+                while place + size <= len(rows):
+                    some = rows[place : place + size]
+                    cursor.execute(text, [row[name] for row in some for name in names])
+                    written, place = written + cursor.rowcount, place + size
+            return written
+        finally:
+            cursor.close()
 
-    def _given(self, values: Mapping[str, object]) -> Any:
-        return tuple([values[name] for name in self._order]) if self._order else values
+    def _compiled(self, size: int) -> tuple[str, Sequence[str]]:
+        """The statement for so many rows, and in which order it takes the values of each."""
+        if size == 1:
+            one: Any = self._statement.compile(dialect=self._dialect, column_keys=self._columns)
+            return str(one), one.positiontup
+        row = dict.fromkeys(self._columns)
+        several: Any = self._statement.values([row] * size).compile(dialect=self._dialect)
+        order = several.positiontup[: len(self._columns)]
+        return str(several), [name.removesuffix("_m0") for name in order]
 
 
 class Texts:
@@ -160,7 +225,7 @@ class Texts:
         insert = insert.on_conflict_do_update(
             index_elements=[owner, "key"], set_={"value": insert.excluded.value}
         )
-        self._statement = Prepared(store, insert, (owner, "key", *of_owner, "value"))
+        self._statement = PreparedInsert(store, insert, (owner, "key", *of_owner, "value"))
         column = table.c[owner]
         query = sa.select(column, table.c.key, table.c.value).where(store.among(column, "numbers"))
         self._read = Prepared(store, query.order_by(column, table.c.key))

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -128,17 +130,35 @@ def test_a_service_that_nobody_asks_for_runs_does_not_load_tracking(tmp_path: Pa
 
 @contextmanager
 def statements(tracking: Tracking) -> Iterator[list[tuple[str, object]]]:
-    """What is asked of the database in the block, with its values."""
+    """What is asked of the database in the block, with its values, as the driver is told."""
     seen: list[tuple[str, object]] = []
 
-    def see(_, __, statement: str, values: object, ___, ____) -> None:
-        seen.append((statement, values))
+    def watch(connection: Any, *_: object) -> None:
+        if tracking.store.embedded:
+            connection.set_trace_callback(lambda statement: seen.append((statement, ())))
+        else:
+            connection.cursor_factory = Watched
 
-    sa.event.listen(tracking.store._engine, "before_cursor_execute", see)
+    def leave(connection: Any, *_: object) -> None:
+        if tracking.store.embedded:
+            connection.set_trace_callback(None)
+        else:
+            connection.cursor_factory = psycopg.Cursor
+
+    class Watched(psycopg.Cursor[Any]):
+        def execute(self, statement: Any, values: Any = None, **more: Any) -> Any:
+            seen.append((statement, values))
+            return super().execute(statement, values, **more)
+
+    engine = tracking.store._engine
+    events = {"checkout": watch, "checkin": leave}
+    for name, listener in events.items():
+        sa.event.listen(engine, name, listener)
     try:
         yield seen
     finally:
-        sa.event.remove(tracking.store._engine, "before_cursor_execute", see)
+        for name, listener in events.items():
+            sa.event.remove(engine, name, listener)
 
 
 def plan(tracking: Tracking, statement: str, values: object) -> str:

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from registry.errors import DatabaseUnavailable, ParamExists
 from registry.tracking import Tracking
 from registry.tracking.records import Metric
 from registry.tracking.runs import Batch
@@ -99,3 +102,43 @@ def test_of_two_who_write_a_param_one_wins_and_the_other_is_told(tracking: Track
     tracking.runs.log(run, Batch(params=[("q", "2"), ("p", "1")]))
 
     assert tracking.runs.get(run).params == {"p": "1", "q": "2"}
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 63, 85, 1000])
+def test_a_batch_of_any_size_is_kept_whole(tracking: Tracking, size: int) -> None:
+    run = tracking.runs.create(0).id
+    metrics = [Metric(f"m{number}", number / 3, number, -number) for number in range(size)]
+    params = [(f"p{number}", f"{number}") for number in range(size)]
+    tracking.runs.log(run, Batch(metrics, params, dict(params)))
+    tracking.runs.log(run, Batch(metrics, params, dict(params)))
+    found = tracking.runs.get(run)
+
+    assert sorted(found.metrics) == sorted(metrics)
+    assert found.params == found.tags == dict(params)
+    assert [tracking.runs.history(run, it.key).found for it in metrics[-3:]] == [
+        [it] for it in metrics[-3:]
+    ]
+    with pytest.raises(ParamExists):
+        tracking.runs.log(run, Batch([Metric("late", 1.0, 1)], [*params[:-1], ("p0", "other")]))
+    assert len(tracking.runs.get(run).metrics) == size
+
+
+def test_what_the_driver_raises_is_told_as_a_database_that_is_not_there(
+    tracking: Tracking,
+) -> None:
+    run = tracking.runs.create(0).id
+    with tracking.store.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE tracking_latest RENAME TO elsewhere")
+
+    for asked in (
+        lambda: tracking.runs.get(run),
+        lambda: tracking.runs.log(run, Batch([Metric("m", 1.0, 1)])),
+    ):
+        with pytest.raises(DatabaseUnavailable) as raised:
+            asked()
+        assert raised.value.__cause__ is None
+    with tracking.store.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE elsewhere RENAME TO tracking_latest")
+    # Nothing of a batch that failed is there, and everything goes on.
+    tracking.runs.log(run, Batch([Metric("m", 2.0, 2)]))
+    assert tracking.runs.history(run, "m").found == [Metric("m", 2.0, 2)]

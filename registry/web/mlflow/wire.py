@@ -120,9 +120,9 @@ class Message:
     def text(self, name: str, default: str = "") -> str:
         """A text."""
         value = self._scalar(name)
-        if value is None:
-            return default
         if not isinstance(value, str):
+            if value is None:
+                return default
             raise self._wrong(name, value, "must be a text")
         if UNKEPT.search(value):
             raise self._wrong(name, value, "holds a character that no text may hold")
@@ -175,6 +175,8 @@ class Message:
     def integer(self, name: str) -> int | None:
         """An int64, as a number or as text."""
         value = self._scalar(name)
+        if type(value) is int and -(2**63) <= value < 2**63:
+            return value  # as almost every client spells it
         if value is None:
             return None
         if isinstance(value, str) and _WHOLE.fullmatch(value):
@@ -208,6 +210,8 @@ class Message:
     def number(self, name: str) -> float:
         """A double, which must be given; NaN and the infinities by name."""
         value = self._scalar(name)
+        if type(value) is float:
+            return value
         if value is None:
             raise self._missing(name)
         if isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -281,7 +285,7 @@ class Message:
 
     def _scalar(self, name: str) -> object:
         value = self._fields.get(name)
-        return value.values[0] if isinstance(value, _Given) else value
+        return value.values[0] if type(value) is _Given else value
 
     def _missing(self, name: str) -> InvalidRequest:
         return InvalidRequest(self._place + name, "missing value for required parameter")
