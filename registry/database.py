@@ -20,10 +20,6 @@ PATIENCE = 2
 ANSWER = 3
 """Seconds to wait for the answer to a statement."""
 
-_GLANCE, _LONGEST_GLANCE = 0.0002, 0.002
-"""Seconds between two looks whether it is this process's turn to write to SQLite: about as long as
-one transaction takes, and more and more for who waits longer."""
-
 _POSTGRESQL = {
     "connect_timeout": PATIENCE,
     "tcp_user_timeout": 2000 * PATIENCE,
@@ -141,45 +137,6 @@ def _limited(
     except StopIteration as stop:
         value: _Value = stop.value
         return value
-
-
-@contextmanager
-def writing(engine: sa.Engine, patience: float = PATIENCE) -> Iterator[sa.Connection]:
-    """A transaction that writes: all of the block is kept, or nothing.
-
-    On SQLite it has the one place of a writer from its beginning, so that what it reads first is
-    still true when it writes; it is waited for up to `patience` seconds.
-    Raises DatabaseUnavailable.
-    """
-    with translated(engine), engine.begin() as connection:
-        if engine.dialect.name == "sqlite":
-            _take_turn(connection.connection, patience)
-        yield connection
-
-
-def _take_turn(connection: sa.PoolProxiedConnection, patience: float) -> None:
-    """Begins a transaction of SQLite as its writer.
-
-    SQLite itself looks again after 1, 2, 5, 10 and up to 100 ms, in which other processes write
-    several hundred times: one that waits would hardly ever find its turn.
-    """
-    cursor = connection.cursor()
-    over = time.monotonic() + patience
-    pause = _GLANCE
-    cursor.execute("PRAGMA busy_timeout=0")
-    try:
-        while True:
-            try:
-                cursor.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > over:
-                    raise
-            time.sleep(pause)
-            pause = min(1.25 * pause, _LONGEST_GLANCE)
-    finally:
-        cursor.execute(f"PRAGMA busy_timeout={int(1000 * patience)}")
-        cursor.close()
 
 
 @contextmanager

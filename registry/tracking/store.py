@@ -1,20 +1,20 @@
 """What every part of tracking shares: connections, whose turn it is to write, time and ids."""
 
 import json
-import threading
 import time
 import uuid
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from registry.database import engine_of, translated, writing
+from registry.database import engine_of, translated
 from registry.tracking.search import among
+from registry.tracking.turns import Turns
 
 Row = Any
 """A row of an answer, whose columns are its attributes."""
@@ -50,9 +50,7 @@ class Store:
         self.new_id = new_id
         self._clock = clock
         embedded = self._engine.dialect.name == "sqlite"
-        # The threads of a process take turns here, where waiting costs nothing, and not at the
-        # lock of the file, which is asked again and again.
-        self._turn = threading.Lock() if embedded else nullcontext()
+        self._turns = Turns(self._engine, PATIENCE) if embedded else None
         # Nothing that reads needs a transaction of several statements.
         options = {} if embedded else {"isolation_level": "AUTOCOMMIT"}
         self._readers = self._engine.execution_options(**options)
@@ -83,7 +81,12 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction: all of the block is kept, or nothing. Raises DatabaseUnavailable."""
-        with self._turn, writing(self._engine, PATIENCE) as connection:
+        with self._turns.taken() if self._turns else self._transaction() as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with translated(self._engine), self._engine.begin() as connection:
             yield connection
 
     def upsert(self, table: sa.Table) -> "sqlite.Insert":
