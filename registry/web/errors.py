@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from registry.errors import (
     ClientError,
@@ -152,6 +152,10 @@ def install(app: Flask) -> None:
         # Started from Werkzeug's own answer, which knows Allow and Retry-After.
         response = Response(headers=error.get_response().headers, status=error.code)
         detail = error.description or error.name
+        if isinstance(error, RequestEntityTooLarge) and request.max_content_length is not None:
+            detail = (
+                f"The body has more than {request.max_content_length} bytes: send less at once."
+            )
         if mlflow.speaks(request.path):
             code = mlflow.code_of_status(error.code or 500)
             response.data = mlflow.envelope(code, detail, trace().request_id)

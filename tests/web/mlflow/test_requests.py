@@ -303,6 +303,7 @@ def test_a_batch_of_more_than_a_megabyte_is_refused(service: Service, prefix: st
 
     assert fits.status_code == 200
     assert (answer.status_code, answer.json["error_code"]) == (413, "INVALID_PARAMETER_VALUE")
+    assert "1000000 bytes" in answer.json["message"]
 
 
 EARLY_LIMITS = [
