@@ -185,7 +185,7 @@ def test_a_path_leads_to_nothing_that_was_not_logged(attack: Attack, name: str, 
     assert attack.state() == attack.before
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", [it for it in ROUTES if " of a " not in it])
 def test_only_roots_that_were_made_here_are_looked_at(attack: Attack, route: str) -> None:
     run, model = attack.run.id, attack.model.id
     roots = (
@@ -194,8 +194,6 @@ def test_only_roots_that_were_made_here_are_looked_at(attack: Attack, route: str
         *(f"0/{run.upper()}x/artifacts", f"0/{run}/artifacts%20", "traces/tr-1/artifacts"),
         *(f"0/{run}%2fartifacts", f"0/%2e%2e/0/{run}/artifacts", "mlflow-artifacts:/0"),
     )
-    if "of a" in route:
-        return  # which name no root
     for root in roots:
         answer = ROUTES[route](attack, root, "d/one.txt")
         if root.endswith("%2fartifacts"):
