@@ -38,9 +38,11 @@ SHAPES = 256
 """Statements that are kept: what is asked often has few shapes, and a long one takes some KB."""
 
 NEAR = 5
-"""How much farther than a page should be away it is looked for. Of what fits a comparison, so many
-times less than is worth to be sorted is quicker sorted at once.
+"""How much farther than a page should be away it is looked for. So many times fewer runs than are
+worth to be sorted are quicker sorted at once.
 """
+NEAR_EMBEDDED = 2
+"""The same for SQLite, which does not end such a search early."""
 _Values = dict[str, object]
 _Groups = dict[bool, list[int]]
 _ORDERED = ("metric", "param", "tag", "attribute")
@@ -57,7 +59,7 @@ class _Asked:
     limit: int
     newest: int
     known: int = 0
-    """How many comparisons with an index are known to fit many runs: the first ones."""
+    """How many comparisons, the first ones, are known to fit no few runs."""
 
     @property
     def levels(self) -> bool:
@@ -66,6 +68,15 @@ class _Asked:
         Where values rise, starts still fall among those that are equal.
         """
         return len(self.orders) > 1 or any(order.ascending for order in self.orders)
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The comparisons of what the first part of the order is by, if that is logged."""
+        if not self.orders or self.orders[0].kind == "attribute":
+            return ()
+        by = self.orders[0].kind, self.values["order_0"]
+        tests = enumerate(self.tests)
+        return tuple(it for it, test in tests if (test.kind, self.values[f"key_{it}"]) == by)
 
     @property
     def ranks(self) -> tuple[Rank | None, ...]:
@@ -94,7 +105,7 @@ class _Asked:
             orders=self.orders[1:],
             values=self.values | keys | values,
             limit=limit,
-            known=len([it for it in self.tests if plans.has_index(it)]),
+            known=len(self.tests),
         )
 
 
@@ -179,7 +190,7 @@ class RunSearch:
         """Numbers of runs, with their places in the order."""
         source, reach = self._source(connection, asked)
         scopes = tuple(Scope(deleted, several=True) for deleted in asked.groups)
-        shape = Shape(asked.tests, asked.orders, scopes, source)
+        shape = Shape(asked.tests, asked.orders, scopes, source, own=asked.own)
         in_order = tuple(self._scopes(asked))
         if not plans.has_order(shape):
             if reach and _may_be_near(asked, in_order, place):
@@ -188,12 +199,15 @@ class RunSearch:
                 found = self._ranked(connection, near, asked, place, 0, asked.limit)
                 if len(found) == asked.limit:
                     return found
-            rows = self._rows(connection, shape, asked, place, asked.limit)
+            whole = shape._replace(own=())
+            rows = self._rows(connection, whole, asked, place, asked.limit)
             return [(row[0], list(row[1:])) for row in rows]
         found = []
         shape = shape._replace(scopes=in_order)
         for rank in asked.ranks:
             if place and len(asked.ranks) > 1 and (rank or 0) < place[0]:
+                continue
+            if not all(plans.fits(asked.tests[number], rank) for number in asked.own):
                 continue
             wanted = asked.limit - len(found)
             found += self._ranked(connection, shape, asked, place, rank, wanted)
@@ -225,16 +239,22 @@ class RunSearch:
             asked.values[f"experiments_{number}"] = self._store.listed(members)
         expected = asked.limit * asked.newest
         best, bound = None, math.isqrt(expected) + 1
-        few = bound // NEAR
-        tests = [it for it in enumerate(asked.tests) if plans.has_index(it[1])]
-        for number, test in sorted(tests[asked.known :], key=lambda it: it[1].operator != "="):
+        near = NEAR_EMBEDDED if self._embedded else NEAR
+        few = bound // near
+        # A comparison of what is ordered by bounds the order itself.
+        tests = [
+            (number, test)
+            for number, test in [*enumerate(asked.tests)][asked.known :]
+            if plans.has_index(test) and number not in asked.own
+        ]
+        for number, test in sorted(tests, key=lambda it: it[1].operator != "="):
             if bound <= asked.limit:
                 break
             query = self._count(test, number)
             ((fitting,),) = query(connection, **asked.values, limit=bound)
             if fitting < bound:
                 best, bound = number, fitting
-        return best, NEAR * expected // bound if few < bound <= plans.HELD else 0
+        return best, near * expected // bound if few < bound <= plans.HELD else 0
 
     def _ranked(
         self,
@@ -245,9 +265,14 @@ class RunSearch:
         rank: Rank | None,
         wanted: int,
     ) -> list[tuple[int, list[Any]]]:
-        read = self._by_levels if asked.levels and not rank else self._rows
         begin = asked.within(rank, place)
-        rows = read(connection, shape._replace(rank=rank), asked, begin, wanted)
+        shape = shape._replace(rank=rank)
+        if rank == 2 and len(asked.orders) > 1:
+            rows = self._without(connection, asked, begin, wanted)
+        elif asked.levels and not rank:
+            rows = self._by_levels(connection, shape, asked, begin, wanted)
+        else:
+            rows = self._rows(connection, shape, asked, begin, wanted)
         return [(row[0], asked.place(rank, row)) for row in rows]
 
     def _by_levels(
@@ -306,6 +331,15 @@ class RunSearch:
         test, own = self._test(len(asked.tests), Comparison(by.kind, key, "=", level))
         rows = self._found(connection, asked.at(test, wanted, own), place)
         return [(number, level, *behind) for number, behind in rows]
+
+    def _without(
+        self, connection: sa.Connection, asked: _Asked, place: Sequence[Any], wanted: int
+    ) -> list[Row]:
+        """Runs that have nothing of the first part of an order, in the order of the rest."""
+        test, number = plans.missing(asked.orders[0]), len(asked.tests)
+        own = {f"key_{number}": asked.values["order_0"], f"value_{number}": None}
+        rows = self._found(connection, asked.at(test, wanted, own), place)
+        return [(number, *behind) for number, behind in rows]
 
     def _rows(
         self,

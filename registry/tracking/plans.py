@@ -94,7 +94,8 @@ class Shape(NamedTuple):
     `rank` is that of the first part of the order, None for all of them. `begin` says where a page
     begins: anywhere, behind a place, or `beyond` the `level` of the first part. `at_level` asks
     only for runs at that level. With `loose`, those of one level come as the index has them, read
-    in the direction of the first part; what it is read by stands behind the place.
+    in the direction of the first part; what it is read by stands behind the place. `own` are the
+    comparisons of what the first part is an order by.
     """
 
     tests: tuple[Test, ...]
@@ -106,6 +107,7 @@ class Shape(NamedTuple):
     at_level: bool = False
     loose: bool = False
     near: bool = False
+    own: tuple[int, ...] = ()
 
 
 def attribute(key: str) -> "sa.Column[Any]":
@@ -120,6 +122,18 @@ def ranks(order: By) -> tuple[Rank, ...]:
     if order.kind == "metric":
         return (0, 1, 2)
     return (0, 2) if order.kind != "attribute" or order.column == "ended" else (0,)
+
+
+def fits(test: Test, rank: Rank | None) -> bool:
+    """Whether a comparison of what is ordered by can fit runs of a rank."""
+    if not rank or test.operator == "missing":
+        return True
+    return rank == 1 and test.operator in ("!=", "present")
+
+
+def missing(by: By) -> Test:
+    """The comparison that fits what has no value to be ordered by."""
+    return Test(by.kind, by.column, "missing", sa.types.NullType, long=False)
 
 
 def kinds(orders: Sequence[By]) -> list[type]:
@@ -163,6 +177,8 @@ def page(shape: Shape, embedded: bool) -> "sa.Select[Any]":
     else:
         query, sorts, owner = _sorted(shape, embedded)
     query = _behind(query, sorts, shape)
+    if lead is not None and not shape.rank:
+        query = query.where(*(_fits(shape.tests[it], it, lead, embedded) for it in shape.own))
     found = {f"sort_{number}": sort for number, sort in enumerate(sorts)}
     read = found
     if shape.loose:
@@ -234,12 +250,27 @@ def _again(
 
 
 def _conditions(shape: Shape, owner: "sa.ColumnElement[int]", embedded: bool) -> "list[Condition]":
-    """All comparisons but the one that the runs come from."""
+    """All comparisons but those that the runs come from."""
+    known = () if shape.rank else shape.own
     return [
         _condition(test, number, owner, embedded)
         for number, test in enumerate(shape.tests)
-        if number != shape.source
+        if number != shape.source and number not in known
     ]
+
+
+def _fits(test: Test, number: int, lead: "sa.FromClause", embedded: bool) -> Condition:
+    """Whether what a run is ordered by fits, at rank 0."""
+    if test.operator == "missing":
+        return sa.false()
+    if test.operator == "present":
+        return sa.true()
+    if test.operator == "=" and "nan" not in lead.c:
+        first: Condition = beginning(lead.c.value) == sa.bindparam(
+            f"beginning_{number}", type_=sa.Text
+        )
+        return sa.and_(first, lead.c.value == _asked(test, number).value) if test.long else first
+    return compared(lead.c.value, _asked(test, number), embedded)
 
 
 def count(test: Test, number: int, embedded: bool) -> "sa.Select[Any]":
@@ -251,7 +282,7 @@ def count(test: Test, number: int, embedded: bool) -> "sa.Select[Any]":
 def has_index(test: Test) -> bool:
     """Whether the runs that fit a comparison can be taken from an index."""
     if test.kind == "metric":
-        return test.operator != "!="
+        return test.operator not in ("!=", "missing")
     if test.kind == "attribute":
         column = attribute(test.column)
         return test.operator == "=" or (
@@ -277,6 +308,8 @@ def _condition(
         case "param" | "tag":
             table = _TEXTS[test.kind]
             return holds(table, table.c.run == owner, asked, embedded)
+        case "attribute" if test.operator == "missing":
+            return attribute(test.column).is_(None)
         case "attribute":
             return compared(attribute(test.column), asked, embedded)
         case "dataset":

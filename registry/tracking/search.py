@@ -80,6 +80,8 @@ def holds(table: sa.Table, owned: Condition, asked: Asked, embedded: bool) -> Co
 
 def measures(table: sa.Table, owned: Condition, asked: Asked) -> Condition:
     """The same for a table of metrics. NaN differs from every number, and fits nothing else."""
+    if asked.operator == "missing":
+        return ~_found(owned, table.c.key == asked.key).exists()
     fits = _number(table.c.value, asked)
     if asked.operator == "!=":
         fits = sa.or_(table.c.nan == sa.true(), fits)

@@ -281,6 +281,35 @@ def test_a_search_begins_where_the_fewest_runs_are(many: Tracking) -> None:
     assert "tracking_latest_by_value" in how, how
 
 
+def test_a_comparison_of_what_is_ordered_by_says_where_the_order_begins(many: Tracking) -> None:
+    search = Search(
+        [Comparison("metric", "loss", "<", 500)], [Order("metric", "loss", False)], limit=20
+    )
+    with statements(many) as seen:
+        page = many.runs.search([0], "active", search)
+    (asked,) = seen[1:-2]
+    how = plan(many, *asked)
+
+    assert [it.metrics[0].value for it in page.found] == [499 - n // 5 for n in range(20)]
+    assert re.search(r"nan.*value ?<", how), how
+    assert "tracking_latest_pkey" not in how, how
+
+
+def test_runs_without_what_is_ordered_by_first_are_read_in_the_order_of_the_next(
+    many: Tracking,
+) -> None:
+    search = Search(
+        orders=[Order("metric", "nothing", True), Order("metric", "loss", False)], limit=20
+    )
+    with statements(many) as seen:
+        page = many.runs.search([0], "active", search)
+
+    assert [it.metrics[0].value for it in page.found] == [999 - n // 5 for n in range(20)]
+    how = plan(many, *seen[-3])
+    assert "tracking_latest_by_value" in how, how
+    assert not re.search(r"USE TEMP B-TREE|Sort  \(cost", how), how
+
+
 @pytest.mark.parametrize("ascending", [False, True])
 @pytest.mark.parametrize(("kind", "looks"), [("everywhere", 1), ("far away", 2)])
 def test_what_many_fit_is_found_on_the_way_unless_it_is_far_away(
