@@ -32,7 +32,7 @@ PATHS = {
     "dots encoded twice": "%252e%252e%252f{up}",
     "dots encoded three times": "%25252e%25252e%25252f{up}",
     "a slash encoded twice": "d%252f..%252f..%252f{up}",
-    # CVE-2023-2356, 2023-1176, 2023-6975: as Windows spells it
+    # CVE-2023-2356, 2023-1176, 2023-3765, 2023-6975: as Windows spells it
     "backslashes": "..%5c..%5c{up}",
     "backslashes encoded twice": "..%255c{up}",
     "a drive": "C:/windows/win.ini",
@@ -333,6 +333,30 @@ def test_what_was_logged_is_never_a_page(attack: Attack) -> None:
         assert answer.data == page
         assert answer.headers["Content-Type"] == "application/octet-stream"
         assert answer.headers["Content-Disposition"].startswith("attachment")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("text", ["{{7*7}}", "${7*7}", "<script>alert(1)</script>"])
+def test_what_a_client_says_is_told_back_as_it_is_and_as_no_page(attack: Attack, text: str) -> None:
+    """CVE-2023-6709: taken for a template. CVE-2023-6568: quoted in a refusal that is a page."""
+    url = f"{API}/experiments/create"
+    made = attack.ask("POST", url, json={"name": text})
+    found = attack.ask(
+        "GET", f"{API}/experiments/get-by-name", query_string={"experiment_name": text}
+    )
+    assert found.json["experiment"]["name"] == text
+    answers = [
+        attack.ask("POST", url, json={"name": text}),
+        attack.ask("POST", url, data="{}", content_type=text),
+        attack.ask("GET", f"{API}/runs/get", query_string={"run_id": text}),
+        attack.ask("GET", f"{API}/{text}"),
+        attack.ask("GET", f"{FILES}/artifacts/{quote(text)}"),
+    ]
+
+    assert all(answer.status_code >= 400 for answer in answers)
+    for answer in (made, found, *answers):
+        assert "49" not in answer.json.get("message", "").replace(text, "")
+        assert answer.mimetype == "application/json"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
