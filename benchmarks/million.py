@@ -1,4 +1,4 @@
-"""A million runs in PostgreSQL: how soon the first page of a search is there, and the third.
+"""A million runs in a database: how soon the first page of a search is there, and the third.
 
 Made by the database itself, as many clients would have logged them: of every run four metrics, four
 params and three tags. Two metrics say of most runs the same, and so does a param: an order by these
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from registry.database import unhurried
 from registry.tracking import Tracking
 from registry.tracking.query import Comparison, Order, Search
 from registry.tracking.schema import metadata
@@ -76,30 +77,32 @@ SEARCHES: dict[str, tuple[Sequence[Comparison], Sequence[Order]]] = {
 _FILL = (
     "INSERT INTO tracking_runs"
     " (number, id, experiment, name, user_id, status, started, ended, deleted)"
-    " SELECT n, md5('run' || n), 0, 'run ' || (n * 7919 % 100003), 'user ' || (n % 40),"
+    " SELECT n, 'run' || n, 0, 'run ' || (n * 7919 % 100003), 'user ' || (n % 40),"
     " CASE WHEN n % 5000 = 0 THEN 'RUNNING' WHEN n % 9 = 0 THEN 'FAILED' ELSE 'FINISHED' END,"
     " 1700000000000 + n * 1000, CASE WHEN n % 5000 > 0 THEN 1700000000000 + n * 1000"
-    " + n * 104729 % 3600000 END, n % 50 = 1",
+    " + n * 104729 % 3600000 END, n % 50 = 1 FROM it",
     "INSERT INTO tracking_latest (run, key, experiment, started, timestamp, step, value, nan)"
-    " SELECT n, m.key, 0, 1700000000000 + n * 1000, 1, 1, CASE m.key WHEN 'loss' THEN"
+    " SELECT n, key, 0, 1700000000000 + n * 1000, 1, 1, CASE key WHEN 'loss' THEN"
     " n * 15485863 % 1000003 / 1000003.0 WHEN 'accuracy' THEN n * 32452843 % 999983 / 999983.0"
-    " WHEN 'epochs' THEN n % 10 ELSE n % 777 END, m.key = 'loss' AND n % 100 = 7",
+    " WHEN 'epochs' THEN n % 10 ELSE n % 777 END, key = 'loss' AND n % 100 = 7"
+    " FROM it CROSS JOIN (SELECT 'loss' AS key UNION ALL SELECT 'accuracy' UNION ALL"
+    " SELECT 'epochs' UNION ALL SELECT 'bleu') AS m WHERE key <> 'bleu' OR n % 2000 = 0",
     "INSERT INTO tracking_params (run, key, experiment, started, value)"
-    " SELECT n, p.key, 0, 1700000000000 + n * 1000, CASE p.key WHEN 'lr' THEN"
-    " to_char(n * 49979687 % 100 / 100.0, 'FM0.00') WHEN 'optimizer' THEN"
-    " (ARRAY['adam', 'adamw', 'lion', 'sgd'])[1 + n % 4] WHEN 'seed' THEN"
-    " (n * 86028121 % 50000)::text ELSE 's3://data/' || n % 300 END",
+    " SELECT n, key, 0, 1700000000000 + n * 1000, CASE key WHEN 'lr' THEN"
+    " CASE WHEN n * 49979687 % 100 < 10 THEN '0.0' ELSE '0.' END || (n * 49979687 % 100)"
+    " WHEN 'optimizer' THEN CASE n % 4 WHEN 0 THEN 'adam' WHEN 1 THEN 'adamw' WHEN 2 THEN 'lion'"
+    " ELSE 'sgd' END WHEN 'seed' THEN '' || (n * 86028121 % 50000)"
+    " ELSE 's3://data/' || (n % 300) END FROM it CROSS JOIN (SELECT 'lr' AS key UNION ALL"
+    " SELECT 'optimizer' UNION ALL SELECT 'seed' UNION ALL SELECT 'data') AS p",
     "INSERT INTO tracking_tags (run, key, experiment, started, value)"
-    " SELECT n, t.key, 0, 1700000000000 + n * 1000, CASE t.key WHEN 'team' THEN"
+    " SELECT n, key, 0, 1700000000000 + n * 1000, CASE key WHEN 'team' THEN"
     " CASE WHEN n % 2 = 0 THEN 'vision' ELSE 'speech' END WHEN 'mlflow.user' THEN"
-    " 'user ' || (n % 40) ELSE 'run ' || (n * 7919 % 100003) END",
+    " 'user ' || (n % 40) ELSE 'run ' || (n * 7919 % 100003) END FROM it CROSS JOIN"
+    " (SELECT 'team' AS key UNION ALL SELECT 'mlflow.user' UNION ALL SELECT 'mlflow.runName') AS t",
 )
-_KEYS = (
-    "",
-    "CROSS JOIN (VALUES ('loss'), ('accuracy'), ('epochs'), ('bleu')) AS m(key)"
-    " WHERE m.key <> 'bleu' OR n % 2000 = 0",
-    "CROSS JOIN (VALUES ('lr'), ('optimizer'), ('seed'), ('data')) AS p(key)",
-    "CROSS JOIN (VALUES ('team'), ('mlflow.user'), ('mlflow.runName')) AS t(key)",
+_NUMBERS = (
+    "WITH RECURSIVE it(n) AS"
+    " (SELECT CAST(1 AS bigint) UNION ALL SELECT n + 1 FROM it WHERE n < :count)"
 )
 
 
@@ -107,6 +110,7 @@ _KEYS = (
 class Timed:
     """How long a page took: the median and the longest of its rounds, in seconds."""
 
+    database: str
     what: str
     median: float
     longest: float
@@ -118,15 +122,15 @@ def fill(tracking: Tracking, count: int = RUNS) -> None:
     engine = tracking.store._engine
     indexes = [index for table in metadata.sorted_tables for index in table.indexes]
     with engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        connection.connection.dbapi_connection.limit = 3600.0  # type: ignore[union-attr]
+        unhurried(connection)
         for index in indexes:
             index.drop(connection)
-        for insert, keys in zip(_FILL, _KEYS, strict=True):
-            numbers = f"FROM generate_series(1::bigint, {count}) AS it(n)"
-            connection.execute(sa.text(f"{insert} {numbers} {keys}"))
+        for insert in _FILL:
+            connection.execute(sa.text(f"{_NUMBERS} {insert}"), {"count": count})
         for index in indexes:
             index.create(connection)
+    if tracking.store.embedded:
+        return
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.connection.dbapi_connection.limit = 3600.0  # type: ignore[union-attr]
         connection.exec_driver_sql("SET statement_timeout = 0")
@@ -134,7 +138,7 @@ def fill(tracking: Tracking, count: int = RUNS) -> None:
     engine.dispose()
 
 
-def measure(tracking: Tracking) -> Iterator[Timed]:
+def measure(database: str, tracking: Tracking) -> Iterator[Timed]:
     """Every search, each again and again: its first page, and its third."""
     for what, (filters, orders) in SEARCHES.items():
         times, following = [], ""
@@ -152,16 +156,21 @@ def measure(tracking: Tracking) -> Iterator[Timed]:
             begun = time.perf_counter()
             tracking.runs.search([0], "active", Search(filters, orders, PAGE, following))
             thirds.append(time.perf_counter() - begun)
-        yield Timed(what, statistics.median(times), max(times), max(thirds, default=0.0))
+        yield Timed(database, what, statistics.median(times), max(times), max(thirds, default=0.0))
 
 
 def searched(directory: Path) -> Iterator[Timed]:
-    """All of it, in a server of its own."""
+    """All of it, in a server of its own, and then in a file."""
     with postgresql.start(directory, MEMORY) as server:
-        tracking = Tracking.of(server.create_database())
-        try:
-            tracking.upgrade()
-            fill(tracking)
-            yield from measure(tracking)
-        finally:
-            tracking.close()
+        yield from _searched("PostgreSQL", server.create_database())
+    yield from _searched("SQLite", f"sqlite:///{directory / 'million.db'}")
+
+
+def _searched(database: str, url: str) -> Iterator[Timed]:
+    tracking = Tracking.of(url)
+    try:
+        tracking.upgrade()
+        fill(tracking)
+        yield from measure(database, tracking)
+    finally:
+        tracking.close()
