@@ -38,7 +38,7 @@ ENVIRONMENT = HERE.parent / ".venv-mlflow-server"
 RUNS = 10_000
 WORKERS = 2
 CONNECTIONS = 8
-ROUNDS = 3
+ROUNDS = 5
 FILE = 64 << 20
 """Bytes of a file that is logged."""
 

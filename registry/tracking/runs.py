@@ -287,14 +287,12 @@ class Runs:
         query = sa.select(datasets.c.number).filter_by(**place)
         number = int(connection.execute(query).scalar_one())
         row = {"run": run.number, "dataset": number}
-        connection.execute(self._store.upsert(inputs).on_conflict_do_nothing().values(row))
-        if item.tags:
-            labels = self._store.upsert(input_tags)
-            labels = labels.on_conflict_do_update(
-                index_elements=["run", "dataset", "key"], set_={"value": labels.excluded.value}
-            )
+        used = self._store.upsert(inputs).on_conflict_do_nothing().values(row)
+        new = connection.execute(used.returning(inputs.c.run)).first()
+        # What a run used it for is said the first time, as in MLflow.
+        if new and item.tags:
             rows = [{**row, "key": key, "value": item.tags[key]} for key in sorted(item.tags)]
-            connection.execute(labels, rows)
+            connection.execute(sa.insert(input_tags), rows)
 
     def _log_models(
         self, connection: sa.Connection, number: int, links: Sequence[RunModel]

@@ -112,6 +112,8 @@ class Store:
 
     def close(self) -> None:
         """Closes the connections."""
+        if self._turns:
+            self._turns.close()
         self._engine.dispose()
 
 

@@ -55,6 +55,8 @@ class _Shared:
 class Turns:
     """Gives the threads of a process their turns. `patience` is how many seconds other processes
     are waited for.
+
+    All of them write through one connection, which knows the pages that it wrote last.
     """
 
     def __init__(self, engine: sa.Engine, patience: float) -> None:
@@ -63,6 +65,7 @@ class Turns:
         self._turn = threading.Lock()
         self._counting = threading.Lock()
         self._waiting = 0
+        self._connection: sa.Connection | None = None
         self._shared: _Shared | None = None
 
     @contextmanager
@@ -91,18 +94,19 @@ class Turns:
             raise error
 
     def _joined(self) -> _Shared:
-        """The transaction, in which it is this thread's turn."""
+        """The transaction, in which it is this thread's turn. Raises DatabaseUnavailable."""
         with self._counting:
             self._waiting += 1
         self._turn.acquire()
         with self._counting:
             self._waiting -= 1
-        try:
-            if self._shared is None:
-                self._shared = _Shared(self._begun())
-        except BaseException:
-            self._turn.release()
-            raise
+        if self._shared is None:
+            try:
+                with translated():
+                    self._shared = _Shared(self._begun())
+            except BaseException:
+                self._turn.release()
+                raise
         return self._shared
 
     def _pass_on(self, shared: _Shared) -> None:
@@ -115,43 +119,49 @@ class Turns:
         try:
             if not shared.problem:
                 shared.execute("COMMIT")
-            with suppress(DatabaseUnavailable), translated():
-                shared.connection.close()  # and undoes what was not kept
+            if shared.problem:
+                self._hang_up()
+            else:
+                shared.connection.rollback()  # for SQLAlchemy: there is nothing to undo
         finally:
             shared.over.set()
             self._turn.release()
 
     def _begun(self) -> sa.Connection:
-        """A connection with a transaction that may write. Raises DatabaseUnavailable.
+        """The connection, with a transaction that may write.
 
         SQLite itself looks again after 1, 2, 5, 10 and up to 100 ms, in which other processes write
         several hundred times: one that waits would hardly ever find its turn.
         """
-        with translated():
-            connection = self._engine.connect()
-            try:
-                connection.begin()
-                cursor = connection.connection.cursor()
-                cursor.execute("PRAGMA busy_timeout=0")
-                try:
-                    self._begin(cursor)
-                finally:
-                    cursor.execute(f"PRAGMA busy_timeout={int(1000 * self._patience)}")
-                    cursor.close()
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-
-    def _begin(self, cursor: sa.engine.interfaces.DBAPICursor) -> None:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            self._connection.detach()  # it waits in its own way, and never goes back to the others
+            self._connection.exec_driver_sql("PRAGMA busy_timeout=0")
+            self._connection.rollback()
+        cursor = self._connection.connection.cursor()
         over = time.monotonic() + self._patience
         pause = GLANCE
         while True:
             try:
                 cursor.execute("BEGIN IMMEDIATE")
-                return
+                cursor.close()
+                self._connection.begin()  # for SQLAlchemy, which would begin and end one of its own
+                return self._connection
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > over:
+                    self._hang_up()
                     raise
             time.sleep(pause)
             pause = min(1.25 * pause, LONGEST_GLANCE)
+
+    def _hang_up(self) -> None:
+        """Closes the connection, which undoes what was not kept."""
+        if self._connection is not None:
+            with suppress(DatabaseUnavailable), translated():
+                self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Closes the connection, when the last turn is over."""
+        with self._turn:
+            self._hang_up()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -53,11 +54,9 @@ def together(
 def commits(tracking: Tracking) -> list[str]:
     """A list to which every commit from now on is added."""
     seen: list[str] = []
-
-    def watch(connection: sqlite3.Connection, *_: object) -> None:
-        connection.set_trace_callback(lambda text: seen.append(text) if text == "COMMIT" else None)
-
-    sa.event.listen(tracking.store._engine, "checkout", watch)
+    with tracking.store.writing() as connection:
+        writer: Any = connection.connection.dbapi_connection
+    writer.set_trace_callback(lambda text: seen.append(text) if text == "COMMIT" else None)
     return seen
 
 
@@ -116,7 +115,8 @@ def test_nobody_is_told_that_something_is_kept_which_a_full_disk_did_not_keep(
     def narrow(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count={pages + 60}")
 
-    sa.event.listen(embedded.store._engine, "checkout", narrow)
+    sa.event.listen(embedded.store._engine, "connect", narrow)
+    embedded.store.close()  # and it opens other connections
     run = embedded.runs.create(0).id
 
     def log(number: int) -> None:
@@ -136,9 +136,8 @@ def test_nobody_is_told_that_something_is_kept_which_a_full_disk_did_not_keep(
     assert kept
     assert failed
     assert set(embedded.runs.get(run).params) == {f"p{number}" for number in kept}
-    sa.event.remove(embedded.store._engine, "checkout", narrow)
-    with embedded.store.writing() as connection:
-        connection.exec_driver_sql("PRAGMA max_page_count=100000")
+    sa.event.remove(embedded.store._engine, "connect", narrow)
+    embedded.store.close()
     embedded.runs.log(run, Batch(params=[("after", "x")]))
     assert "after" in embedded.runs.get(run).params
 
@@ -155,4 +154,5 @@ def test_who_waits_too_long_for_another_process_is_told(tmp_path: Path) -> None:
         connection.exec_driver_sql("CREATE TABLE made (it)")
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM made").fetchone() == (0,)
+    turns.close()
     engine.dispose()

@@ -8,7 +8,7 @@ import pytest
 
 from registry.errors import DatabaseUnavailable, ParamExists
 from registry.tracking import Tracking
-from registry.tracking.records import Metric
+from registry.tracking.records import Dataset, Input, Metric
 from registry.tracking.runs import Batch
 
 PROCESSES = 16
@@ -17,7 +17,7 @@ ROUNDS = 100
 _LOGS_METRICS = f"""
 import sys
 from registry.tracking import Tracking
-from registry.tracking.records import Metric
+from registry.tracking.records import Dataset, Input, Metric
 from registry.tracking.runs import Batch
 
 database, run, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -32,7 +32,7 @@ _LOGS_BATCHES = """
 import sys
 from itertools import count
 from registry.tracking import Tracking
-from registry.tracking.records import Metric
+from registry.tracking.records import Dataset, Input, Metric
 from registry.tracking.runs import Batch
 
 database, run = sys.argv[1:]
@@ -142,3 +142,12 @@ def test_what_the_driver_raises_is_told_as_a_database_that_is_not_there(
     # Nothing of a batch that failed is there, and everything goes on.
     tracking.runs.log(run, Batch([Metric("m", 2.0, 2)]))
     assert tracking.runs.history(run, "m").found == [Metric("m", 2.0, 2)]
+
+
+def test_what_a_run_used_a_dataset_for_is_said_the_first_time(tracking: Tracking) -> None:
+    run = tracking.runs.create(0).id
+    data = Dataset("houses", "abc", "local", "{}")
+    tracking.runs.log_inputs(run, [Input(data, {"mlflow.data.context": "train"})])
+    tracking.runs.log_inputs(run, [Input(data, {"mlflow.data.context": "test", "part": "1"})])
+
+    assert tracking.runs.get(run).inputs == [Input(data, {"mlflow.data.context": "train"})]
